@@ -1,0 +1,102 @@
+"""flipkit: fast language-image pre-training (FLIP) on Keras 3 and JAX, with plugins."""
+
+import importlib
+import json
+import os
+import pathlib
+import sys
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Public names and the modules they live in. A name is loaded when it is first used, so that
+# `import flipkit` costs nothing and a wrong recipe is answered before Keras is imported.
+_HOMES = {
+    "AdamW": "optimizers",
+    "Attention": "layers",
+    "BadSample": "errors",
+    "Bytes": "tokenizers",
+    "CaptionedShapes": "datasets",
+    "ClipBPE": "tokenizers",
+    "ConfigurationError": "errors",
+    "Constant": "schedules",
+    "ContrastiveLoss": "losses",
+    "DataError": "errors",
+    "Dataset": "datasets",
+    "Dropout": "layers",
+    "FLIP": "model",
+    "Feed": "feed",
+    "FlipkitError": "errors",
+    "ImageTextShards": "datasets",
+    "Masker": "maskers",
+    "Phase": "training",
+    "PluginError": "errors",
+    "Preprocessing": "preprocessing",
+    "RandomMasker": "maskers",
+    "Retrieval": "evaluation",
+    "Run": "training",
+    "Schedule": "schedules",
+    "Seed": "random",
+    "TextTransformer": "encoders",
+    "Tokenizer": "tokenizers",
+    "TransformerBlock": "layers",
+    "UnknownName": "errors",
+    "ViT": "encoders",
+    "WarmupCosine": "schedules",
+    "WordPiece": "tokenizers",
+    "ZeroShot": "evaluation",
+    "hookimpl": "hookspecs",
+    "load_model": "model",
+}
+_MODULES = (
+    "callbacks",
+    "datasets",
+    "encoders",
+    "errors",
+    "evaluation",
+    "layers",
+    "losses",
+    "maskers",
+    "optimizers",
+    "plugins",
+    "preprocessing",
+    "prompts",
+    "random",
+    "registry",
+    "schedules",
+    "tokenizers",
+    "training",
+)
+
+__all__ = sorted([*_HOMES, *_MODULES, "__version__"])  # noqa: PLE0605
+
+
+def _choose_backend():
+    """Set KERAS_BACKEND=jax unless the environment, an earlier import or keras.json chose another.
+
+    Keras itself writes `"tensorflow"` into a new keras.json, so that value there is nobody's choice.
+    """
+    if "KERAS_BACKEND" in os.environ or "keras" in sys.modules:
+        return
+    home = pathlib.Path(os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras"))
+    try:
+        chosen = json.loads((home / "keras.json").read_text()).get("backend", "tensorflow")
+    except (OSError, ValueError):
+        chosen = "tensorflow"
+    if chosen == "tensorflow":
+        os.environ["KERAS_BACKEND"] = "jax"
+
+
+_choose_backend()
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return importlib.import_module(f"flipkit.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"flipkit.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'flipkit' has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,87 @@
+"""Names to components, as `keras.activations.get` does it; plain objects that know their config."""
+
+import inspect
+
+import keras
+
+from flipkit import plugins
+from flipkit.errors import ConfigurationError
+
+
+def register(cls):
+    """Class decorator: `cls` can be saved and loaded under the name `flipkit>ClassName`."""
+    return keras.saving.register_keras_serializable(package="flipkit")(cls)
+
+
+class Configurable:
+    """A plain object whose config is its constructor's arguments, kept in attributes of the same names."""
+
+    def get_config(self):
+        """The constructor's arguments: `type(self).from_config(self.get_config())` is an equal object."""
+        parameters = list(inspect.signature(type(self).__init__).parameters.values())[1:]
+        values = {p.name: getattr(self, p.name) for p in parameters}
+        return {name: serialize(value) for name, value in values.items()}
+
+    @classmethod
+    def from_config(cls, config):
+        """The object that `config` describes."""
+        return cls(**{name: deserialize(value) for name, value in config.items()})
+
+    def __repr__(self):
+        config = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({config})"
+
+
+def serialize(value):
+    """`value` as JSON holds it; what knows its config becomes Keras's serialised form."""
+    if isinstance(value, (list, tuple)):
+        return [serialize(item) for item in value]
+    if isinstance(value, dict):
+        return {key: serialize(item) for key, item in value.items()}
+    return keras.saving.serialize_keras_object(value) if hasattr(value, "get_config") else value
+
+
+def deserialize(value):
+    """The inverse of `serialize`; lists stay lists."""
+    if is_serialized(value):
+        return keras.saving.deserialize_keras_object(value)
+    if isinstance(value, list):
+        return [deserialize(item) for item in value]
+    if isinstance(value, dict):
+        return {key: deserialize(item) for key, item in value.items()}
+    return value
+
+
+def is_serialized(value) -> bool:
+    """Whether `value` is Keras's serialised form of an object."""
+    return isinstance(value, dict) and {"class_name", "config"} <= value.keys()
+
+
+def get(kind: str, identifier, base: type | tuple[type, ...] = object):
+    """The component that `identifier` means.
+
+    Args:
+        kind: plural name of the kind, as its module and hook have it: `"maskers"`.
+        identifier: a registered name (`"random"`, or `"distribution:name"` where two plugins offer
+            one name), a component, its class, its serialised config, or None.
+        base: what a component of this kind is an instance of.
+
+    Raises:
+        UnknownName: nothing has that name; the nearest known one is told.
+        ConfigurationError: the object is no component of this kind.
+    """
+    if identifier is None:
+        return None
+    if isinstance(identifier, str):
+        identifier = plugins.component(kind, identifier)
+    elif is_serialized(identifier):
+        identifier = deserialize(identifier)
+    if inspect.isclass(identifier) or (
+        inspect.isroutine(identifier) and not isinstance(identifier, base)
+    ):
+        identifier = identifier()
+    if not isinstance(identifier, base):
+        raise ConfigurationError(
+            f"Expected one of the {kind}: a name, an object or its config. Received: {identifier!r}"
+        )
+    return identifier
