@@ -1,0 +1,58 @@
+"""What flipkit ships, offered through its own hooks; strings, so that asking imports nothing."""
+
+from flipkit.hookspecs import hookimpl
+
+
+@hookimpl
+def flipkit_maskers():
+    """Which patches or words a tower sees."""
+    return {"random": "flipkit.maskers:RandomMasker"}
+
+
+@hookimpl
+def flipkit_encoders():
+    """Image and text towers."""
+    return {
+        "text_transformer": "flipkit.encoders:TextTransformer",
+        "vit": "flipkit.encoders:ViT",
+    }
+
+
+@hookimpl
+def flipkit_datasets():
+    """Sources of samples."""
+    return {
+        "captioned_shapes": "flipkit.datasets:CaptionedShapes",
+        "image_text_shards": "flipkit.datasets:ImageTextShards",
+    }
+
+
+@hookimpl
+def flipkit_schedules():
+    """Learning rates over samples."""
+    return {
+        "constant": "flipkit.schedules:Constant",
+        "warmup_cosine": "flipkit.schedules:WarmupCosine",
+    }
+
+
+@hookimpl
+def flipkit_tokenizers():
+    """Text to ids."""
+    return {
+        "bytes": "flipkit.tokenizers:Bytes",
+        "clip_bpe": "flipkit.tokenizers:ClipBPE",
+        "wordpiece": "flipkit.tokenizers:WordPiece",
+    }
+
+
+@hookimpl
+def flipkit_optimizers():
+    """Optimisers."""
+    return {"adamw": "flipkit.optimizers:AdamW"}
+
+
+@hookimpl
+def flipkit_losses():
+    """Contrastive losses."""
+    return {"contrastive": "flipkit.losses:ContrastiveLoss"}

@@ -1,0 +1,68 @@
+"""Keras callbacks for contrastive training: throughput, and evaluations while it runs."""
+
+import time
+
+import keras
+
+from flipkit import optimizers
+
+
+class Throughput(keras.callbacks.Callback):
+    """Adds to an epoch's logs `pairs_per_second` and `data_wait`, the share of time spent waiting.
+
+    The first step of a newly compiled program is left out. `flipkit.FLIP.fit` adds this by itself.
+    """
+
+    def on_train_begin(self, logs=None):
+        # Only here: touching `self.model` in a step ends JAX's asynchronous dispatch.
+        self.meter = self.model.meter
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._restart()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.meter.fresh:
+            float(logs["loss"])  # waits until the step that was just compiled has run
+            self.meter.fresh = False
+            self._restart()
+
+    def on_epoch_end(self, epoch, logs=None):
+        float(logs["loss"])  # waits for the steps still running on the device
+        seconds = time.perf_counter() - self._since
+        pairs = self.meter.pairs - self._pairs
+        if pairs:
+            logs["pairs_per_second"] = pairs / seconds
+            logs["data_wait"] = (self.meter.waited - self._waited) / seconds
+
+    def _restart(self):
+        self._since, self._pairs, self._waited = (
+            time.perf_counter(),
+            self.meter.pairs,
+            self.meter.waited,
+        )
+
+
+class Evaluate(keras.callbacks.Callback):
+    """Adds what evaluators find to the logs, every so many epochs and at the end.
+
+    Args:
+        evaluators: `{name: evaluator}`; an evaluator maps the model to `{metric: number}`, as
+            `flipkit.ZeroShot` and `flipkit.Retrieval` do. Logged as `name/metric`.
+        every: epochs between evaluations; 0 is only at the end.
+    """
+
+    def __init__(self, evaluators, every=1):
+        super().__init__()
+        self.evaluators, self.every = evaluators, every
+
+    def on_epoch_end(self, epoch, logs=None):
+        last = epoch + 1 == self.params["epochs"]
+        if last or (self.every and (epoch + 1) % self.every == 0):
+            logs.update(evaluate_all(self.model, self.evaluators))
+
+
+def evaluate_all(model, evaluators) -> dict[str, float]:
+    """`{"name/metric": number}` of every evaluator, with averaged weights where the optimizer has them."""
+    with optimizers.averaged_weights(model):
+        found = {name: evaluator(model) for name, evaluator in evaluators.items()}
+    return {f"{name}/{metric}": value for name, all in found.items() for metric, value in all.items()}

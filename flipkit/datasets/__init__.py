@@ -1,0 +1,18 @@
+"""Sources of samples: `len(data)` and `data[i]`, and nothing of batches, sizes, tokens or masks."""
+
+from flipkit import registry
+from flipkit.datasets.captioned_shapes import CaptionedShapes
+from flipkit.datasets.dataset import Dataset
+from flipkit.datasets.shards import ImageTextShards
+
+__all__ = ["CaptionedShapes", "Dataset", "ImageTextShards", "get"]
+
+
+def get(identifier) -> Dataset | None:
+    """The dataset that `identifier` means: a name, an object, its class or config, None, or where
+    its tar shards are (a string with a `/`, `*` or `{` in it, or one that ends in `.tar`)."""
+    if isinstance(identifier, str) and (
+        set(identifier) & set("/*{") or identifier.endswith(".tar")
+    ):
+        return ImageTextShards(identifier)
+    return registry.get("datasets", identifier, Dataset)

@@ -1,0 +1,34 @@
+"""What every dataset is: random access to raw samples."""
+
+from flipkit.registry import Configurable
+
+
+class Dataset(Configurable):
+    """A source of raw samples that can be reached in any order: subclass it, write two methods.
+
+    A sample is a dictionary with at least:
+
+    - `"image"`: an encoded file (bytes) or decoded pixels (uint8, height x width x 3),
+    - `"texts"`: everything the image may be called, a list of at least one string,
+    - `"id"`: where the sample comes from, as an error or a reject log should name it,
+
+    and, where it is known, `"label"`: the image's class (int).
+
+    Three habits make a dataset work in a `Feed`. `data[i]` is the same for the same `i`, in every
+    process. The constructor only stores its arguments: files are opened when the first sample or
+    the length is asked for. Worker processes get the dataset pickled, so that what can't be pickled
+    (open files, maps) stays out of the object or is dropped in `__getstate__`.
+
+    `data[i]` raises `BadSample` for a sample that can't be used, which keeps its place and is
+    replaced by the feed, `DataError` where the data as a whole can't, and `IndexError` past the end.
+    """
+
+    def __len__(self) -> int:
+        raise NotImplementedError(f"{type(self).__name__} has no __len__: how many samples it has.")
+
+    def __getitem__(self, i) -> dict:
+        raise NotImplementedError(f"{type(self).__name__} has no __getitem__: its i-th sample.")
+
+    def texts(self, i) -> list[str]:
+        """The texts of sample `i`. A dataset that can tell them without its image does so here."""
+        return self[i]["texts"]

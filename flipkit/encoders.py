@@ -1,0 +1,290 @@
+"""The image and text towers: tokens in, one feature vector per row out."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from flipkit import registry
+from flipkit.errors import ConfigurationError, nearest
+from flipkit.layers import TransformerBlock, gather, layer_norm, patchify, sincos_positions
+from flipkit.registry import register
+
+# How weights may be split over a mesh axis named "model": (path pattern, axes of the variable).
+TRANSFORMER_LAYOUT = (
+    ("attention/query/kernel", (None, "model")),
+    ("attention/key/kernel", (None, "model")),
+    ("attention/value/kernel", (None, "model")),
+    ("attention/out/kernel", ("model", None)),
+    ("mlp/up/kernel", (None, "model")),
+    ("mlp/down/kernel", ("model", None)),
+)
+_TABLE = keras.initializers.RandomNormal(stddev=0.02)  # class token, text positions, token table
+
+
+def _check_choice(name, value, known):
+    if value not in known:
+        raise ConfigurationError(f"Unknown {name}={value!r}. {nearest(str(value), known)}")
+
+
+class _Transformer(keras.layers.Layer):
+    """A stack of blocks and a final norm: what the two towers share."""
+
+    def __init__(
+        self,
+        dim,
+        depth,
+        heads,
+        *,
+        mlp_dim=None,
+        activation="gelu_tanh",
+        causal=False,
+        dropout=0.0,
+        drop_path=0.0,
+        impl="auto",
+        remat=False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.dim, self.depth, self.heads, self.mlp_dim = dim, depth, heads, mlp_dim
+        self.activation, self.causal, self.impl = activation, causal, impl
+        self.dropout, self.drop_path, self.remat = dropout, drop_path, remat
+        self.blocks = [
+            TransformerBlock(
+                dim,
+                heads,
+                mlp_dim=mlp_dim,
+                causal=causal,
+                activation=activation,
+                dropout=dropout,
+                drop_path=drop_path * i / max(depth - 1, 1),  # from 0 to drop_path, as in timm
+                impl=impl,
+                dtype=self.dtype_policy,
+                name=f"block_{i:02d}",
+            )
+            for i in range(depth)
+        ]
+        self.norm = layer_norm("norm", self.dtype_policy)
+
+    def _build_blocks(self):
+        for layer in [*self.blocks, self.norm]:
+            if not layer.built:
+                layer.build((None, None, self.dim))
+
+    def _transform(self, x, mask=None, training=False):
+        for block in self.blocks:
+            if self.remat and training:
+                # Activations inside a block are computed again in the backward pass.
+                x = keras.remat(lambda x, block=block: block(x, mask=mask, training=True))(x)
+            else:
+                x = block(x, mask=mask, training=training)
+        return self.norm(x)
+
+    def layout(self):
+        """How a mesh axis "model" may split the weights: ((path pattern, axes), ...)."""
+        return TRANSFORMER_LAYOUT
+
+    def _transformer_config(self):
+        names = ("dim", "depth", "heads", "mlp_dim", "activation", "dropout", "drop_path")
+        return {name: getattr(self, name) for name in (*names, "impl", "remat")}
+
+    def compute_output_shape(self, input_shape, **kwargs):
+        return (input_shape[0], self.dim)
+
+
+@register
+class ViT(_Transformer):
+    """Vision transformer: pixels (batch, height, width, channels) -> features (batch, dim).
+
+    As the paper's (arXiv 2212.00794, section 3.1 and Table 9): no norm before the blocks, final norm
+    before the pooling.
+
+    Args:
+        image_size: pixels, one side or (height, width); divisible by `patch_size`.
+        patch_size: pixels per side of a patch.
+        dim, depth, heads: width, blocks, attention heads.
+        mlp_dim: hidden units of a block's MLP; None is 4 * dim.
+        positions: "sincos" (fixed, 2-D; FLIP) or "learned".
+        class_token: whether a learned token, without a position, goes before the patches.
+        pool: "mean" of all tokens, the class token included as the official FLIP does;
+            "mean_patches" leaves it out; "class" is the class token alone.
+        dropout, drop_path, activation, impl: as in `flipkit.TransformerBlock`; drop_path grows from 0
+            at the first block to its value at the last.
+        remat: whether a block's activations are computed again in the backward pass instead of kept.
+
+    Call arguments:
+        x: float pixels (batch, height, width, channels), or patches (batch, kept, pixels), already
+            normalised.
+        ids: int32 (batch, kept), which patches to see (of an image) or which ones `x` holds (patches);
+            None is all of them.
+    """
+
+    POSITIONS = ("sincos", "learned")
+    POOLS = ("mean", "mean_patches", "class")
+
+    def __init__(
+        self,
+        image_size=224,
+        patch_size=16,
+        dim=768,
+        depth=12,
+        heads=12,
+        *,
+        positions="sincos",
+        class_token=True,
+        pool="mean",
+        **kwargs,
+    ):
+        kwargs.setdefault("name", "image")
+        super().__init__(dim, depth, heads, **kwargs)
+        self.image_size, self.patch_size = image_size, patch_size
+        self.positions, self.class_token, self.pool = positions, class_token, pool
+        _check_choice("positions", positions, self.POSITIONS)
+        _check_choice("pool", pool, self.POOLS)
+        if pool == "class" and not class_token:
+            raise ConfigurationError('pool="class" needs class_token=True. Received: class_token=False')
+        height, width = self.size
+        if height % patch_size or width % patch_size:
+            raise ConfigurationError(
+                f"Expected an image size divisible by the patch size. Received: {image_size=}, "
+                f"{patch_size=}; the nearest sizes are "
+                f"{[n // patch_size * patch_size + more for n in {height} for more in (0, patch_size)]}"
+            )
+        if positions == "sincos" and dim % 4:
+            raise ConfigurationError(f"Sine-cosine positions need a dim divisible by 4. Received: {dim=}")
+        self.patch_embed = keras.layers.Dense(dim, dtype=self.dtype_policy, name="patch_embed")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Pixels: (height, width)."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches; that it has one tells that this encoder can skip patches."""
+        height, width = self.size
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """How many patches an image has."""
+        return self.grid[0] * self.grid[1]
+
+    def build(self, input_shape=None):
+        if not self.patch_embed.built:
+            self.patch_embed.build((None, 3 * self.patch_size**2))
+        if self.class_token:
+            self.token = self.add_weight(shape=(1, 1, self.dim), initializer=_TABLE, name="class_token")
+        if self.positions == "learned":
+            shape = (self.patches, self.dim)
+            self.position = self.add_weight(shape=shape, initializer=_TABLE, name="position")
+        else:
+            self.position = sincos_positions(self.grid, self.dim)
+        self._build_blocks()
+
+    def call(self, x, ids=None, training=False):
+        if len(x.shape) == 4:
+            x = patchify(x, self.patch_size)
+            x = x if ids is None else gather(x, ids)
+        kept = x.shape[1]
+        x = ops.reshape(x, (-1, x.shape[2]))  # 2-D: faster on XLA:CPU
+        x = ops.reshape(self.patch_embed(x), (-1, kept, self.dim))
+        position = ops.cast(self.position, x.dtype)
+        x = x + (position[None] if ids is None else ops.take(position, ids, axis=0))
+        if self.class_token:
+            token = ops.broadcast_to(ops.cast(self.token, x.dtype), (ops.shape(x)[0], 1, self.dim))
+            x = ops.concatenate([token, x], axis=1)
+        x = self._transform(x, training=training)
+        if self.pool == "class":
+            return x[:, 0]
+        first = 1 if self.class_token and self.pool == "mean_patches" else 0
+        return ops.mean(x[:, first:], axis=1)
+
+    def get_config(self):
+        names = ("image_size", "patch_size", "positions", "class_token", "pool")
+        own = {name: getattr(self, name) for name in names}
+        return {**super().get_config(), **self._transformer_config(), **own}
+
+
+@register
+class TextTransformer(_Transformer):
+    """Text transformer: token ids (batch, length) -> features (batch, dim).
+
+    As the paper's (section 3.1, Table 9): not causal, learned positions, padding is attended to.
+
+    Args:
+        vocab: rows of the token table.
+        length: tokens per text.
+        dim, depth, heads, mlp_dim, dropout, drop_path, activation, impl, remat: as in `ViT`.
+        causal: whether a token sees only earlier ones (CLIP) or all (FLIP).
+        pool: "first" token (the official FLIP), "last" token, "eos": the token `eos`, "mean" of all
+            tokens that are no padding.
+        eos: id that "eos" looks for, its first place; None is each row's largest id, as CLIP does.
+        mask_padding: whether tokens with id 0 are hidden from attention.
+
+    Call arguments:
+        ids: int32 (batch, length).
+        keep: int32 (batch, kept), which tokens to see; None is all of them.
+    """
+
+    POOLS = ("first", "last", "eos", "mean")
+
+    def __init__(
+        self,
+        vocab=30_522,
+        length=32,
+        dim=512,
+        depth=12,
+        heads=8,
+        *,
+        causal=False,
+        pool="first",
+        eos=None,
+        mask_padding=False,
+        **kwargs,
+    ):
+        kwargs.setdefault("name", "text")
+        super().__init__(dim, depth, heads, causal=causal, **kwargs)
+        self.vocab, self.length = vocab, length
+        self.pool, self.eos, self.mask_padding = pool, eos, mask_padding
+        _check_choice("pool", pool, self.POOLS)
+
+    def build(self, input_shape=None):
+        shape = (self.vocab, self.dim)
+        self.table = self.add_weight(shape=shape, initializer=_TABLE, name="token_embedding")
+        shape = (self.length, self.dim)
+        self.position = self.add_weight(shape=shape, initializer=_TABLE, name="position")
+        self._build_blocks()
+
+    def call(self, ids, keep=None, training=False):
+        position = ops.cast(self.position, self.compute_dtype)[None, : ids.shape[1]]
+        if keep is not None:
+            ids, position = gather(ids, keep), ops.take(position[0], keep, axis=0)
+        x = ops.cast(ops.take(self.table, ids, axis=0), self.compute_dtype) + position
+        mask = ops.not_equal(ids, 0) if self.mask_padding else None
+        x = self._transform(x, mask=mask, training=training)
+        if self.pool == "first":
+            return x[:, 0]
+        if self.pool == "last":
+            return x[:, -1]
+        if self.pool == "mean":
+            words = ops.cast(ops.not_equal(ids, 0), x.dtype)[..., None]
+            return ops.sum(x * words, axis=1) / ops.maximum(ops.sum(words, axis=1), 1)
+        found = ids if self.eos is None else ops.cast(ops.equal(ids, self.eos), "int32")
+        place = ops.argmax(found, axis=1)
+        return ops.squeeze(gather(x, place[:, None]), axis=1)
+
+    def get_config(self):
+        names = ("vocab", "length", "causal", "pool", "eos", "mask_padding")
+        own = {name: getattr(self, name) for name in names}
+        return {**super().get_config(), **self._transformer_config(), **own}
+
+
+def get(identifier):
+    """The encoder that a name, object or config means."""
+    return registry.get("encoders", identifier, keras.layers.Layer)
+
+
+def parameters(encoder) -> int:
+    """How many numbers the encoder learns."""
+    return int(sum(np.prod(w.shape) for w in encoder.trainable_variables))

@@ -1,0 +1,253 @@
+"""From samples to batches on the host: `batch(step)` is a pure function of (seed, step)."""
+
+import dataclasses
+import functools
+
+import absl.flags
+import grain
+import numpy as np
+from absl import logging
+
+from flipkit import preprocessing
+from flipkit.errors import BadSample, ConfigurationError, DataError
+from flipkit.registry import Configurable, register
+
+ATTEMPTS = 100  # replacements tried for one bad sample
+ENOUGH = 1_000  # samples before the share of bad ones means something
+_SHUFFLE_ROUNDS = 4  # as grain's own MapDataset.shuffle
+
+
+@register
+class Feed(Configurable):
+    """How samples become batches. It describes; `open` makes the batches.
+
+    Pixels stay uint8: they become numbers on the device. Every random choice about a sample depends
+    on (seed, its slot in the stream) alone, so that the batches are the same with any number of
+    threads, workers and restarts. The stream goes through the data again and again, each time in
+    another order. A bad sample keeps its slot: another takes its place, and it is recorded.
+
+    Args:
+        crop: smallest and largest share of the area that a random resized crop keeps, FLIP's
+            (0.5, 1.0); None takes the largest centre square.
+        ratio: least and largest width/height of the crop.
+        flip: whether half of the pictures are mirrored.
+        augment: `flipkit.preprocessing.Augment`, or None.
+        captions: "random" takes any of a sample's texts each time, "first" always the first; a number
+            in [0, 1] is the chance of the first, the others sharing the rest.
+        block: samples that are read together. 1 shuffles all samples, right for local discs; more
+            shuffles blocks of neighbours, then samples within a window of `window` blocks.
+        window: blocks.
+        bad_limit: largest share of bad samples before the feed stops with a summary.
+        threads: batches made at the same time in each process.
+        workers: processes; 0 makes batches in threads of this one.
+    """
+
+    def __init__(
+        self,
+        *,
+        crop=(0.5, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        flip=True,
+        augment=None,
+        captions="random",
+        block=1,
+        window=64,
+        bad_limit=0.01,
+        threads=2,
+        workers=0,
+    ):
+        self.crop, self.ratio, self.flip = crop, ratio, flip
+        self.augment, self.captions = augment, captions
+        self.block, self.window = block, window
+        self.bad_limit, self.threads, self.workers = bad_limit, threads, workers
+        if crop is not None and not 0 < crop[0] <= crop[1] <= 1:
+            raise ConfigurationError(f"Expected shares of the area in (0, 1]. Received: {crop=}")
+        known = isinstance(captions, (int, float)) and 0 <= captions <= 1
+        if captions not in ("random", "first") and not known:
+            raise ConfigurationError(
+                f"Expected captions 'random', 'first' or a chance in [0, 1]. Received: {captions=}"
+            )
+
+    def open(self, data, model, batch_size, *, seed=0) -> "Batches":
+        """The batches of `data` as `model` takes them.
+
+        Args:
+            data: a `flipkit.Dataset`, or anything with `len(data)` and `data[i]`.
+            model: `flipkit.FLIP`: its towers tell sizes, its tokenizer makes ids, its preprocessing
+                says how pictures are resized.
+            batch_size: pairs per batch.
+
+        Raises:
+            DataError: the data can't be read, or has fewer samples than a batch.
+        """
+        if model.tokenizer is None or not model.tokenizer.trained:
+            raise ConfigurationError(
+                "The model's tokenizer has no vocabulary yet. Train it, model.tokenizer.train(texts, "
+                "vocab), or give it a file, FLIP(tokenizer=flipkit.WordPiece('vocab.txt'))."
+            )
+        if model.tokenizer.vocab > model.text.vocab:
+            raise ConfigurationError(
+                f"The tokenizer has {model.tokenizer.vocab:,} ids, the text tower's table only "
+                f"{model.text.vocab:,} rows. Set the tower's vocab to at least the former."
+            )
+        count = len(data)
+        if batch_size > count:
+            raise DataError(
+                f"A batch can't be larger than the data. Received: batch_size={batch_size:,} and "
+                f"{count:,} samples. Set a smaller batch_size, or more data."
+            )
+        slots = _Slots(
+            feed=self,
+            data=data,
+            count=count,
+            tokenizer=model.tokenizer,
+            image_size=model.image.image_size,
+            length=model.text.length,
+            interpolation=model.preprocessing.interpolation,
+            seed=int(seed),
+        )
+        return Batches(slots, batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slots:
+    """The endless stream of samples: `slots[i]` is made from (seed, i) alone. Travels to workers."""
+
+    feed: Feed
+    data: object
+    count: int
+    tokenizer: object
+    image_size: int
+    length: int
+    interpolation: str
+    seed: int
+
+    def __len__(self):
+        return 1 << 62  # grain asks; the stream has no end
+
+    def index(self, slot: int) -> int:
+        """Which sample is in `slot`: each pass over the data is a permutation of its own."""
+        epoch, place = divmod(slot, self.count)
+        block = self.feed.block
+        if block == 1:
+            return _shuffled(place, self.count, self.seed, epoch)
+        # Within a window of blocks, then the blocks; the last, shorter block stays last.
+        window, offset = divmod(place, block * self.feed.window)
+        start = window * block * self.feed.window
+        size = min(block * self.feed.window, self.count - start)
+        place = start + _shuffled(offset, size, self.seed, epoch, window)
+        rank, within = divmod(place, block)
+        whole = self.count // block
+        return (_shuffled(rank, whole, self.seed, epoch) if rank < whole else rank) * block + within
+
+    def __getitem__(self, slot):
+        rejects = []
+        for attempt in range(ATTEMPTS):
+            random = np.random.Generator(np.random.Philox(key=[self.seed, slot * ATTEMPTS + attempt]))
+            index = random.integers(self.count) if attempt else self.index(slot)
+            try:
+                return self._example(self.data[int(index)], random) | {"rejects": rejects}
+            except BadSample as problem:
+                rejects.append((int(slot), int(index), str(problem)))
+        reasons = "\n  ".join(reason for *_, reason in rejects[:5])
+        raise DataError(f"{ATTEMPTS} samples in a row can't be used, among them\n  {reasons}")
+
+    def _example(self, sample, random):
+        return {"image": self._pixels(sample["image"], random), "text": self._ids(sample, random)}
+
+    def _pixels(self, image, random):
+        feed, size = self.feed, self.image_size
+        image = preprocessing.decode(image, min_size=size if feed.crop is None else None)
+        if feed.augment is not None:
+            image = feed.augment(image, random)
+        if feed.crop is None:
+            image = preprocessing.centre_crop(image, size, self.interpolation)
+        else:
+            image = preprocessing.random_resized_crop(
+                image, size, random, feed.crop, feed.ratio, self.interpolation
+            )
+        return image[:, ::-1] if feed.flip and random.random() < 0.5 else image
+
+    def _ids(self, sample, random):
+        texts = sample["texts"]
+        if not texts:
+            raise BadSample(f"{sample['id']}: no text")
+        first = {"first": 1.0, "random": 1 / len(texts)}.get(self.feed.captions, self.feed.captions)
+        chosen = 0
+        if len(texts) > 1 and random.random() >= first:
+            chosen = random.integers(1, len(texts))
+        return self.tokenizer([texts[chosen]], self.length)[0]
+
+
+def _shuffled(place, count, *key):
+    """Where `place` of `count` goes in the permutation that `key` names."""
+    return grain.experimental.index_shuffle(place, count - 1, _permutation(key), _SHUFFLE_ROUNDS)
+
+
+@functools.lru_cache(1024)
+def _permutation(key):
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def _collate(examples):
+    batch = {key: np.stack([e[key] for e in examples]) for key in ("image", "text")}
+    rejects = [reject for example in examples for reject in example["rejects"]]
+    return {**batch, "rejects": rejects}
+
+
+class Batches:
+    """The batches of an opened feed: `batches.batch(step)`, or `fit(batches.from_step(0), ...)`.
+
+    Attributes:
+        seen: samples handed out so far.
+        rejects: (slot, index in the data, reason) of every bad sample among them.
+    """
+
+    def __init__(self, slots, batch_size):
+        self.slots, self.batch_size = slots, batch_size
+        self.seen, self.rejects = 0, []
+
+    def batch(self, step: int) -> dict:
+        """`image` uint8 (batch, height, width, 3) and `text` int32 (batch, length) of one step."""
+        start = step * self.batch_size
+        examples = [self.slots[start + i] for i in range(self.batch_size)]
+        return self._accounted(_collate(examples))
+
+    def from_step(self, step: int = 0):
+        """A generator of `(batch,)` from `step` on, without end: what `fit` takes.
+
+        Batches are made ahead, in threads or worker processes, always in the same order.
+        """
+        feed = self.slots.feed
+        stream = grain.MapDataset.source(self.slots)[step * self.batch_size :]
+        stream = stream.batch(self.batch_size, drop_remainder=True, batch_fn=_collate)
+        ahead = grain.ReadOptions(num_threads=feed.threads, prefetch_buffer_size=feed.threads + 1)
+        stream = stream.to_iter_dataset(ahead)
+        if feed.workers:
+            if not absl.flags.FLAGS.is_parsed():
+                # Grain's workers read absl's flags, which a notebook never parses.
+                absl.flags.FLAGS.mark_as_parsed()
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=feed.workers))
+        for batch in stream:
+            yield (self._accounted(batch),)
+
+    def _accounted(self, batch):
+        rejects = batch.pop("rejects")
+        self.seen += self.batch_size
+        if rejects:
+            self.rejects.extend(rejects)
+            for slot, index, reason in rejects:
+                logging.warning("Sample %d replaced in slot %d: %s", index, slot, reason)
+            self.check()
+        return batch
+
+    def check(self):
+        """Raises DataError, with a summary, if too large a share of the samples was bad."""
+        limit = self.slots.feed.bad_limit
+        if len(self.rejects) > limit * max(self.seen, ENOUGH):
+            reasons = "\n  ".join(reason for *_, reason in self.rejects[:5])
+            raise DataError(
+                f"{len(self.rejects):,} of {self.seen:,} samples can't be used, more than the "
+                f"{limit:.1%} that feed.bad_limit allows. The first:\n  {reasons}\n"
+                "Mend or leave out these samples, or set feed.bad_limit higher."
+            )

@@ -1,0 +1,335 @@
+"""The layers both towers are made of: patches, gathering, attention, dropout, transformer blocks."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from flipkit.errors import ConfigurationError, nearest
+from flipkit.paths import canonical
+from flipkit.random import Seed, current_seed, mix
+from flipkit.registry import register
+
+
+def patchify(images, patch_size: int):
+    """(batch, height, width, channels) -> (batch, patches, patch_size * patch_size * channels).
+
+    Patches run row by row; so do the pixels of a patch, channels fastest. Any dtype.
+    """
+    _, height, width, channels = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = ops.reshape(images, (-1, rows, patch_size, columns, patch_size, channels))
+    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+    return ops.reshape(x, (-1, rows * columns, patch_size * patch_size * channels))
+
+
+def unpatchify(patches, patch_size: int, grid: tuple[int, int]):
+    """The inverse of `patchify`: (batch, patches, pixels) -> (batch, height, width, channels)."""
+    rows, columns = grid
+    channels = patches.shape[-1] // patch_size**2
+    x = ops.reshape(patches, (-1, rows, columns, patch_size, patch_size, channels))
+    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+    return ops.reshape(x, (-1, rows * patch_size, columns * patch_size, channels))
+
+
+def gather(x, ids):
+    """(batch, tokens, ...) and ids (batch, kept) -> (batch, kept, ...): each row's own choice."""
+    shape = (-1, ids.shape[1]) + (1,) * (len(x.shape) - 2)
+    return ops.take_along_axis(x, ops.reshape(ids, shape), axis=1)
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> np.ndarray:
+    """Fixed 2-D sine-cosine positions, float32 (rows * columns, dim); `dim` divisible by 4.
+
+    As in MAE and the official FLIP: the first half encodes the column, the second the row, each as
+    sines followed by cosines of wavelengths from 2 pi to 10,000 * 2 pi.
+    """
+    frequencies = 10_000.0 ** -(np.arange(dim // 4) / (dim / 4))
+    row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    angles = [np.outer(place, frequencies) for place in (column, row)]
+    halves = [np.concatenate([np.sin(a), np.cos(a)], axis=1) for a in angles]
+    return np.concatenate(halves, axis=1).astype("float32")
+
+
+def _quick_gelu(x):
+    return x * ops.sigmoid(1.702 * x)  # the approximation of OpenAI's CLIP
+
+
+def _gelu_tanh(x):
+    return ops.gelu(x, approximate=True)  # what the official FLIP uses, through flax's default
+
+
+def _gelu(x):
+    return ops.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {"gelu_tanh": _gelu_tanh, "gelu": _gelu, "quick_gelu": _quick_gelu}
+
+
+def activation(name: str):
+    """The function named `name`: "gelu_tanh" (FLIP), "gelu" (exact), "quick_gelu" (OpenAI's CLIP)."""
+    if name not in ACTIVATIONS:
+        raise ConfigurationError(f"Unknown activation={name!r}. {nearest(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+@register
+class Dropout(keras.layers.Layer):
+    """Sets random entries of `(batch, ...)` to 0 and scales the rest up; identity outside training.
+
+    Inside `flipkit.random.seed_scope` (FLIP opens one) the choice is a function of (seed, step, row,
+    this layer's path): a micro-batch draws what its rows would draw in the whole batch. Elsewhere it
+    draws from a generator of its own, as Keras's Dropout does.
+
+    Args:
+        rate: share of entries set to 0, in [0, 1).
+        noise_shape: as Keras's: axes of size 1 are dropped together; `(None, 1, 1)` on
+            `(batch, length, dim)` drops whole rows, which is stochastic depth.
+        seed: int, for the layer's own generator.
+    """
+
+    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise ConfigurationError(f"Expected a rate in [0, 1). Received: rate={rate}")
+        self.rate, self.noise_shape, self.seed = rate, noise_shape, seed
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        self.generator = keras.random.SeedGenerator(self.seed, name="generator")
+
+    def call(self, x, training=False):
+        if not training or self.rate == 0:
+            return x
+        shape = [ops.shape(x)[0], *x.shape[1:]]
+        if self.noise_shape is not None:
+            shape = [full if n is None else n for full, n in zip(shape, self.noise_shape, strict=True)]
+        noise = self._seed().uniform(shape)
+        return ops.where(noise >= self.rate, x / (1 - self.rate), ops.zeros_like(x))
+
+    def _seed(self):
+        seed = current_seed()
+        if seed is not None:
+            return seed.named(canonical(self.path))
+        state = ops.cast(self.generator.next(), "int32")
+        own = Seed()
+        own.key = mix(ops.bitwise_xor(mix(state[0]), state[1]))
+        return own
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        config = {"rate": self.rate, "noise_shape": self.noise_shape, "seed": self.seed}
+        return {**super().get_config(), **config}
+
+
+# flax's and FLIP's choice for query, key and value: Glorot on the fused (dim, 3 * dim) kernel.
+_QKV_INITIALIZER = {
+    "class_name": "VarianceScaling",
+    "config": {"scale": 0.5, "mode": "fan_avg", "distribution": "uniform"},
+}
+ATTENTION_IMPLEMENTATIONS = ("auto", "einsum", "fused")
+
+
+def _dense(layer, x):
+    """Applies a Dense to (batch, length, dim) as 2-D: about 1.5 times as fast on XLA:CPU."""
+    return ops.reshape(layer(ops.reshape(x, (-1, x.shape[-1]))), (-1, x.shape[1], layer.units))
+
+
+@register
+class Attention(keras.layers.Layer):
+    """Multi-head self-attention, (batch, length, dim) -> (batch, length, dim).
+
+    Args:
+        dim: width; divisible by `heads`.
+        heads: number of heads.
+        causal: whether a token sees only itself and earlier ones.
+        impl: "einsum" computes scores explicitly, softmax in float32; "fused" is
+            `keras.ops.dot_product_attention`, cuDNN's flash attention on CUDA; "auto" takes "fused" on
+            GPUs and "einsum" elsewhere: on TPU, Keras 3.15's fused path is wrong for lengths that are
+            multiples of 128.
+
+    Call arguments:
+        x: (batch, length, dim).
+        mask: bool (batch, length), False for tokens nobody may look at; None is all True.
+    """
+
+    def __init__(self, dim, heads, causal=False, impl="auto", **kwargs):
+        super().__init__(**kwargs)
+        if dim % heads:
+            raise ConfigurationError(
+                f"Expected a width divisible by the number of heads. Received: {dim=}, {heads=}"
+            )
+        if impl not in ATTENTION_IMPLEMENTATIONS:
+            raise ConfigurationError(
+                f"Unknown impl={impl!r}. {nearest(str(impl), ATTENTION_IMPLEMENTATIONS)}"
+            )
+        self.dim, self.heads, self.causal, self.impl = dim, heads, causal, impl
+
+        def dense(name, kernel):
+            return keras.layers.Dense(dim, kernel_initializer=kernel, dtype=self.dtype_policy, name=name)
+
+        self.query = dense("query", _QKV_INITIALIZER)
+        self.key = dense("key", _QKV_INITIALIZER)
+        self.value = dense("value", _QKV_INITIALIZER)
+        self.out = dense("out", "glorot_uniform")
+
+    def build(self, input_shape):
+        for layer in (self.query, self.key, self.value, self.out):
+            if not layer.built:
+                layer.build((None, self.dim))
+
+    def call(self, x, mask=None):
+        length = x.shape[1]
+        query, key, value = (
+            ops.reshape(layer(ops.reshape(x, (-1, self.dim))), (-1, length, self.heads, self.head_dim))
+            for layer in (self.query, self.key, self.value)
+        )
+        attend = self._fused if self._implementation() == "fused" else self._einsum
+        x = attend(query, key, value, self._allowed(mask, length))
+        return _dense(self.out, ops.reshape(x, (-1, length, self.dim)))
+
+    @property
+    def head_dim(self):
+        return self.dim // self.heads
+
+    def _implementation(self):
+        if self.impl != "auto":
+            return self.impl
+        on_gpu = keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
+        return "fused" if on_gpu else "einsum"
+
+    def _allowed(self, mask, length):
+        """Bool, broadcast to (batch, heads, queries, keys); None where all is allowed."""
+        allowed = None
+        if self.causal:
+            allowed = np.tril(np.ones((length, length), bool))[None, None]
+        if mask is not None:
+            mask = mask[:, None, None, :]
+            allowed = mask if allowed is None else ops.logical_and(allowed, mask)
+        return allowed
+
+    def _einsum(self, query, key, value, allowed):
+        # Explicit (batch, heads, length, head_dim): about 1.5 times as fast on XLA:CPU.
+        query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+        scores = ops.matmul(query * self.head_dim**-0.5, ops.transpose(key, (0, 1, 3, 2)))
+        scores = ops.cast(scores, "float32")  # bfloat16 softmax loses three digits
+        if allowed is not None:
+            scores = ops.where(allowed, scores, -1e30)
+        weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
+        return ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
+
+    def _fused(self, query, key, value, allowed):
+        return ops.dot_product_attention(query, key, value, mask=allowed)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        config = {"dim": self.dim, "heads": self.heads, "causal": self.causal, "impl": self.impl}
+        return {**super().get_config(), **config}
+
+
+@register
+class MLP(keras.layers.Layer):
+    """(batch, length, dim) -> (batch, length, dim) through `hidden` units and an activation."""
+
+    def __init__(self, dim, hidden, activation="gelu_tanh", **kwargs):
+        super().__init__(**kwargs)
+        self.dim, self.hidden, self.activation = dim, hidden, activation
+        self._activation = globals()["activation"](activation)
+        self.up = keras.layers.Dense(hidden, dtype=self.dtype_policy, name="up")
+        self.down = keras.layers.Dense(dim, dtype=self.dtype_policy, name="down")
+
+    def build(self, input_shape):
+        if not self.up.built:
+            self.up.build((None, self.dim))
+        if not self.down.built:
+            self.down.build((None, self.hidden))
+
+    def call(self, x):
+        return _dense(self.down, self._activation(_dense(self.up, x)))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        config = {"dim": self.dim, "hidden": self.hidden, "activation": self.activation}
+        return {**super().get_config(), **config}
+
+
+@register
+class TransformerBlock(keras.layers.Layer):
+    """Pre-norm transformer block, (batch, length, dim) -> (batch, length, dim).
+
+    x + attention(norm(x)), then x + mlp(norm(x)); LayerNorm's epsilon is 1e-6, as in FLIP.
+
+    Args:
+        dim, heads, causal, impl: as in `Attention`.
+        mlp_dim: hidden units; None is 4 * dim.
+        activation: see `flipkit.layers.activation`.
+        dropout: rate on both branches' outputs.
+        drop_path: rate at which a row skips a branch (stochastic depth).
+    """
+
+    def __init__(
+        self,
+        dim,
+        heads,
+        *,
+        mlp_dim=None,
+        causal=False,
+        activation="gelu_tanh",
+        dropout=0.0,
+        drop_path=0.0,
+        impl="auto",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.dim, self.heads, self.mlp_dim, self.causal = dim, heads, mlp_dim, causal
+        self.activation, self.dropout, self.drop_path, self.impl = activation, dropout, drop_path, impl
+        policy = self.dtype_policy
+        self.attention_norm = layer_norm("attention_norm", policy)
+        self.attention = Attention(dim, heads, causal, impl, dtype=policy, name="attention")
+        self.mlp_norm = layer_norm("mlp_norm", policy)
+        self.mlp = MLP(dim, mlp_dim or 4 * dim, activation, dtype=policy, name="mlp")
+        # The rates are kept in the layers; a rate of 0 makes no layer and no state.
+        self.attention_drops = self._drops("attention")
+        self.mlp_drops = self._drops("mlp")
+
+    def _drops(self, branch):
+        rates = {"dropout": (self.dropout, None), "drop_path": (self.drop_path, (None, 1, 1))}
+        return [
+            Dropout(rate, noise_shape=shape, dtype=self.dtype_policy, name=f"{branch}_{name}")
+            for name, (rate, shape) in rates.items()
+            if rate
+        ]
+
+    def build(self, input_shape):
+        shape = (None, None, self.dim)
+        children = [self.attention_norm, self.attention, self.mlp_norm, self.mlp]
+        for layer in children + self.attention_drops + self.mlp_drops:
+            if not layer.built:
+                layer.build(shape)
+
+    def call(self, x, mask=None, training=False):
+        branch = self.attention(self.attention_norm(x), mask=mask)
+        for drop in self.attention_drops:
+            branch = drop(branch, training=training)
+        x = x + branch
+        branch = self.mlp(self.mlp_norm(x))
+        for drop in self.mlp_drops:
+            branch = drop(branch, training=training)
+        return x + branch
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        names = ("dim", "heads", "mlp_dim", "causal", "activation", "dropout", "drop_path", "impl")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def layer_norm(name, dtype):
+    """Keras's LayerNormalization with FLIP's epsilon."""
+    return keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name=name)

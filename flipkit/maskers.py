@@ -1,0 +1,51 @@
+"""Maskers: which tokens to keep. How many is FLIP's to say."""
+
+import keras
+from keras import ops
+
+from flipkit import registry
+from flipkit.registry import register
+
+
+class Masker(keras.layers.Layer):
+    """Chooses the tokens that stay: a subclass writes `call`.
+
+    Call arguments (all but `x` by keyword, as Keras demands of what is no tensor):
+        x: uint8 patches (batch, patches, pixels) of an image, or int32 token ids (batch, length).
+        keep: Python int, how many to keep; at least 1. Static, so one program per mask ratio.
+        grid: (rows, columns) of the patches, or (1, length) for text.
+        seed: `flipkit.Seed`; draw with `seed.uniform((batch, ...))`.
+
+    Returns:
+        int32 (batch, keep): ids of the tokens kept, ascending, no id twice.
+
+    `needs` tells what a masker looks at: () means only shapes, so that masks may also be drawn on the
+    host; "pixels" that it reads `x`.
+    """
+
+    needs: tuple[str, ...] = ()
+
+    def call(self, x, keep, *, grid, seed):
+        raise NotImplementedError(f"{type(self).__name__} defines no call(x, keep, *, grid, seed)")
+
+    def compute_output_shape(self, input_shape, keep=None, **kwargs):
+        return (input_shape[0], keep)
+
+
+@register
+class RandomMasker(Masker):
+    """Keeps tokens uniformly at random, the same number in every row (FLIP, arXiv 2212.00794, 3)."""
+
+    def call(self, x, keep, *, grid, seed):
+        return keep_lowest(seed.uniform((ops.shape(x)[0], x.shape[1])), keep)
+
+
+def keep_lowest(scores, keep: int):
+    """Ids of the `keep` lowest of scores (batch, tokens): int32 (batch, keep), ascending."""
+    order = ops.argsort(scores, axis=1)
+    return ops.cast(ops.sort(order[:, :keep], axis=1), "int32")
+
+
+def get(identifier) -> Masker | None:
+    """The masker that a name, object or config means; None stays None."""
+    return registry.get("maskers", identifier, Masker)

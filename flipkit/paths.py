@@ -1,0 +1,50 @@
+"""Canonical variable paths, such as `image/block_07/mlp/up/kernel`, and the patterns that choose among them."""
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from flipkit.errors import ConfigurationError, nearest
+
+
+def canonical(path: str) -> str:
+    """A Keras path without the model's own name: `flip/image/class_token` -> `image/class_token`."""
+    return path.split("/", 1)[-1]
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether `pattern` names whole, neighbouring parts of `path`; `*` and `?` work inside a part.
+
+    `"bias"` matches `text/block_00/mlp/up/bias`, `"image/block_*"` everything in the image tower's
+    blocks; `"scale"` does not match `logit_scale`.
+    """
+    wanted, parts = pattern.strip("/").split("/"), path.split("/")
+    starts = range(len(parts) - len(wanted) + 1)
+    return any(
+        all(
+            fnmatch.fnmatchcase(part, want) for part, want in zip(parts[i:], wanted, strict=False)
+        )
+        for i in starts
+    )
+
+
+def select(patterns: Sequence[str], paths: Iterable[str], *, role: str) -> set[str]:
+    """The paths that any of `patterns` matches.
+
+    Args:
+        role: the argument the patterns came from, for the error.
+
+    Raises:
+        ConfigurationError: a pattern matches nothing, so it protects or changes nothing.
+    """
+    paths = list(paths)
+    chosen = set()
+    for pattern in patterns:
+        found = {path for path in paths if matches(pattern, path)}
+        if not found:
+            parts = {part for path in paths for part in path.split("/")}
+            raise ConfigurationError(
+                f"Every pattern in {role} must match a variable. Received: {pattern!r}, which "
+                f"matches none. Parts of paths: {nearest(pattern, parts)}"
+            )
+        chosen |= found
+    return chosen

@@ -1,0 +1,573 @@
+"""Who offers which component: what flipkit ships, what is installed beside it, and what is broken.
+
+`python -m flipkit.plugins` lists it all. Plugins are the modules that entry points of the group
+`flipkit` name; they are loaded when a component is first asked for. A broken one becomes a
+`Problem`, logged once and listed, and everything else goes on. The environment may choose:
+
+    FLIPKIT_PLUGINS=a,b           load only these distributions or entry points; empty: none
+    FLIPKIT_DISABLE_PLUGINS=a,b   load all but these
+    FLIPKIT_STRICT_PLUGINS=1      raise the problems as PluginError
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import operator
+import os
+import pathlib
+import re
+import reprlib
+import sys
+import threading
+
+import pluggy
+from absl import logging
+
+from flipkit import __version__, hookspecs
+from flipkit.errors import ConfigurationError, FlipkitError, PluginError, UnknownName, nearest
+
+HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("flipkit_"))
+KINDS = tuple(hook.removeprefix("flipkit_") for hook in HOOKS)  # "maskers", "encoders", ...
+
+_FAILED = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a plugin comes from."""
+
+    distribution: str
+    version: str
+    entry_point: str  # as in pyproject.toml: "block_masker = flipkit_block_masker"
+
+    def __str__(self):
+        return f"{self.distribution} {self.version}"
+
+
+BUILT_IN = Source("flipkit", __version__, "built in")
+_BY_HAND = "plugins.register"  # the entry point of what no entry point names
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is wrong with a plugin, and what mends it."""
+
+    source: Source
+    hook: str  # "all" if none was reached
+    reason: str
+    fix: str
+    missing: bool = True  # whether names may be missing because of it
+    error: BaseException | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def __str__(self):
+        place = f"entry point: {self.source.entry_point}, hook: {self.hook}"
+        return f"Plugin {self.source} ({place}): {self.reason}. Fix: {self.fix}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """A line of the listing."""
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    entry_point: str
+    target: str  # "module:attribute"
+    summary: str  # the first line of its docstring
+    status: str  # "ok"; "shadowed", "ambiguous" or "broken", a colon and more
+
+
+@dataclasses.dataclass(frozen=True)
+class _Offer:
+    """A name from a hook's answer, and what it stands for."""
+
+    kind: str
+    name: str
+    source: Source
+    value: object
+
+    @property
+    def hook(self):
+        return f"flipkit_{self.kind}"
+
+    @property
+    def full_name(self):
+        return f"{self.source.distribution}:{self.name}"
+
+    @property
+    def target(self):
+        if isinstance(self.value, (str, os.PathLike)):
+            return str(self.value)
+        made = _unwrapped(self.value)
+        return f"{made.__module__}:{made.__qualname__}"
+
+    def load(self):
+        """What the name stands for, imported if need be."""
+        if not isinstance(self.value, (str, os.PathLike)):
+            return self.value
+        module, _, attribute = self.target.partition(":")
+        if self.target.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(pathlib.Path(module).stem, self.target)
+            loaded = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(loaded)
+            return loaded.recipe
+        return operator.attrgetter(attribute or "recipe")(importlib.import_module(module))
+
+
+class _Manager(pluggy.PluginManager):
+    """pluggy's manager, with a loading loop of its own.
+
+    pluggy's loop stops at the first broken entry point without telling whose it is, and skips the
+    second of two with one name in silence, and misspelt hooks too.
+    """
+
+    def __init__(self):
+        super().__init__("flipkit")
+        self.add_hookspecs(hookspecs)
+        self.sources: list[Source] = []  # of the plugins that were loaded
+        self.disabled: dict[Source, str] = {}  # and by which variable
+        self.offers: list[_Offer] = []
+        self.faults: list[Problem] = []
+        self._told: set[Problem] = set()
+        self._unsound: set[str] = set()  # hooks that pluggy shall not see
+
+    # Loading
+
+    def load(self):
+        """Load the built-ins, then every entry point that the environment allows."""
+        self.add(importlib.import_module("flipkit.builtins"), BUILT_IN)
+        only, without = _names_in("FLIPKIT_PLUGINS"), _names_in("FLIPKIT_DISABLE_PLUGINS")
+        points = importlib.metadata.entry_points(group="flipkit")
+        owners, known = {}, set()
+        for point in sorted(points, key=lambda point: (point.dist.name or "", point.name)):
+            entry = f"{point.name} = {point.value}"
+            source = Source(point.dist.name or "unknown", point.dist.version, entry)
+            names = {_canonical(source.distribution), _canonical(point.name)}
+            known |= names
+            if names & (without or set()):
+                self.disabled[source] = "FLIPKIT_DISABLE_PLUGINS"
+                continue
+            if only is not None and not names & only:
+                self.disabled[source] = "FLIPKIT_PLUGINS"
+                continue
+            plugin = self.attempt(point.load, source, "all", "importing it")
+            if plugin is not _FAILED:
+                self.add(plugin, source)
+            if (owner := owners.setdefault(point.name, source)) is not source:
+                reason = f"{owner} has an entry point of this name too; both are loaded"
+                fix = "Rename one; until then FLIPKIT_DISABLE_PLUGINS takes the distribution's name"
+                self.fault(source, "all", reason, fix, missing=False)
+        for name in sorted((only or set()) - known):
+            absent = Source(name, "(not installed)", "none")
+            fix = f"pip install {name}, or correct it. {nearest(name, known)[:-1]}"
+            self.fault(absent, "all", "FLIPKIT_PLUGINS names it and nothing here does", fix)
+        self.tell()
+
+    def add(self, plugin, source):
+        """Register the sound hooks of `plugin` and collect what they offer."""
+        if not self._speaks_our_api(plugin, source):
+            return
+        self._inspect(plugin, source)
+        try:
+            self.register(plugin, name=_key(source))
+        except (ValueError, pluggy.PluginValidationError) as error:
+            twin = self.get_name(plugin)
+            reason = f"it is what {twin} loaded" if twin else " ".join(str(error).split())
+            self.fault(source, "all", reason, "Remove the entry point or mend its module")
+            return
+        self.sources.append(source)
+        for hook in HOOKS:
+            for implementation in getattr(self.hook, hook).get_hookimpls():
+                if implementation.plugin is plugin:
+                    self._collect(hook, implementation.function, source)
+
+    def remove(self, source):
+        """Forget the plugin that came from `source`."""
+        self.unregister(name=_key(source))
+        self.sources = [s for s in self.sources if s != source]
+        self.offers = [offer for offer in self.offers if offer.source != source]
+        self.faults = [problem for problem in self.faults if problem.source != source]
+
+    def attempt(self, function, source, hook, doing):
+        """`function()`, or `_FAILED` and a Problem. That it starts a JAX backend is one too."""
+        started = _jax_started()
+        try:
+            result = function()
+        except (Exception, SystemExit) as error:  # SystemExit: it is a script
+            self.fault(source, hook, f"{doing} raised {_told(error)}", _mend(source), error=error)
+            return _FAILED
+        if _jax_started() and not started:
+            reason = f"{doing} started a JAX backend, so that flipkit can't place devices any more"
+            fix = "Make arrays, random keys and layers in functions, not at import"
+            self.fault(source, hook, reason, fix, missing=False)
+        return result
+
+    def _speaks_our_api(self, plugin, source):
+        ours = hookspecs.FLIPKIT_API
+        declared = getattr(plugin, "flipkit_api", (ours, ours))
+        match declared:
+            case (int(oldest), int(newest)) if oldest <= newest:
+                if oldest <= ours <= newest:
+                    return True
+                reason = f"it needs hook API {oldest} to {newest}, flipkit {__version__} has {ours}"
+                fix = f"pip install -U {'flipkit' if oldest > ours else source.distribution}"
+            case _:
+                reason = f"Expected flipkit_api = (oldest, newest), ints. Received: {declared!r}"
+                fix = f"Write flipkit_api = ({ours}, {ours})"
+        self.fault(source, "all", reason, fix)
+        return False
+
+    def _inspect(self, plugin, source):
+        """Find the hooks of `plugin` that can't be called or never would be."""
+        self._unsound = set()
+        marked = {name: self.parse_hookimpl_opts(plugin, name) for name in dir(plugin)}
+        for name, marks in marked.items():
+            hook = (marks or {}).get("specname") or name
+            fault = functools.partial(self.fault, source, hook)
+            if marks is None:
+                if name in HOOKS:
+                    fault("it isn't marked as a hook", f"Put @flipkit.hookimpl above def {name}()")
+            elif hook not in HOOKS:
+                if not marks["optionalhook"]:
+                    fault("there is no such hook", nearest(hook, HOOKS)[:-1])
+            else:
+                try:
+                    inspect.signature(getattr(plugin, name)).bind()
+                except TypeError as error:
+                    self._unsound.add(name)
+                    fault(f"it is called without arguments ({error})", f"Write def {name}():")
+        if not any(marked.values()) and not {*HOOKS} & marked.keys():
+            self.fault(source, "all", "it implements no hook", f"Implement one: {', '.join(HOOKS)}")
+
+    def parse_hookimpl_opts(self, plugin, name):
+        """As in pluggy, but blind to the unsound, which are Problems by now."""
+        return None if name in self._unsound else super().parse_hookimpl_opts(plugin, name)
+
+    def _collect(self, hook, function, source):
+        """Keep what a hook answers, as far as it can be used."""
+        offered = self.attempt(function, source, hook, "calling it")
+        fault = functools.partial(self.fault, source, hook)
+        if offered is _FAILED:
+            return
+        if not isinstance(offered, dict):
+            received = f"Received: {reprlib.repr(offered)}"
+            fault(f"Expected a dict. {received}", 'Return {"name": TheClass}')
+            return
+        for name, value in offered.items():
+            offer = _Offer(hook.removeprefix("flipkit_"), name, source, value)
+            if not isinstance(name, str) or not re.fullmatch(r"[^\s:]+", name):
+                fault(
+                    f"Expected a name. Received: {name!r}", "Use a string without space and colon"
+                )
+            elif not _is_target(offer.kind, value):
+                wanted = f"Expected for {name!r} a class, a factory or 'module:attribute'"
+                received = f"Received: {reprlib.repr(value)}"
+                fault(f"{wanted}. {received}", "Return the class, not an object of it")
+            elif any((o.kind, o.full_name) == (offer.kind, offer.full_name) for o in self.offers):
+                twin = f"another entry point of {source.distribution} offers {name!r}"
+                fault(twin, "Rename one of the two", missing=False)
+            else:
+                self.offers.append(offer)
+
+    # Problems
+
+    def fault(self, source, hook, reason, fix, **more) -> Problem:
+        """Remember a problem, once."""
+        problem = Problem(source, hook, reason, fix, **more)
+        if problem not in self.faults:
+            self.faults.append(problem)
+        return problem
+
+    def problems(self):
+        """The faults found, and the names that several offer."""
+        return self.faults + [self._clash(offer) for offer in self.offers if self.rivals(offer)]
+
+    def tell(self):
+        """Log the problems that weren't told yet; under FLIPKIT_STRICT_PLUGINS raise them."""
+        new = [problem for problem in self.problems() if problem not in self._told]
+        self._told.update(new)
+        if new and os.environ.get("FLIPKIT_STRICT_PLUGINS", "0") not in ("", "0"):
+            raise PluginError("\n".join(map(str, new))) from new[0].error
+        for problem in new:
+            logging.warning("%s", problem)
+
+    def rivals(self, offer):
+        """The offers that keep this one from its short name."""
+        if offer.source is BUILT_IN:
+            return []
+        same = [o for o in self.offers if (o.kind, o.name) == (offer.kind, offer.name)]
+        return [o for o in same if o.source is BUILT_IN] or [o for o in same if o is not offer]
+
+    def _clash(self, offer):
+        rivals = self.rivals(offer)
+        if rivals[0].source is BUILT_IN:
+            reason = f"{offer.name!r} is built in and stays so"
+        else:
+            others = " and ".join(str(o.source) for o in rivals)
+            reason = f"{offer.name!r} is offered by {others} too, so that alone it is refused"
+        fix = f"Write {' or '.join(repr(o.full_name) for o in [offer, *rivals])}"
+        return Problem(offer.source, offer.hook, reason, fix, missing=False)
+
+    def _absent(self, hook):
+        """The plugins that may have had more to offer, for the end of a message."""
+        lines = [str(p) for p in self.faults if p.missing and p.hook not in {*HOOKS} - {hook}]
+        lines += [f"Plugin {source} is left out by {by}." for source, by in self.disabled.items()]
+        return "\nIt may belong to a plugin that isn't there:\n" + "\n".join(lines) if lines else ""
+
+    # Looking up
+
+    def names(self, kind):
+        """What a user can write."""
+        offers = [offer for offer in self.offers if offer.kind == kind]
+        return sorted(offer.full_name if self.rivals(offer) else offer.name for offer in offers)
+
+    def find(self, kind, name):
+        """The offer that `name` means."""
+        if kind not in KINDS:
+            raise UnknownName(f"Unknown kind of component: {kind!r}. {nearest(kind, KINDS)}")
+        distribution, _, short = name.rpartition(":")
+        offers = [offer for offer in self.offers if offer.kind == kind]
+        found = [offer for offer in offers if offer.name == short]
+        if distribution:
+            wanted = _canonical(distribution)
+            found = [o for o in found if _canonical(o.source.distribution) == wanted]
+        else:
+            found = [o for o in found if o.source is BUILT_IN] or found
+        if len(found) == 1:
+            return found[0]
+        if found:
+            whose = " or ".join(f"{o.full_name!r} ({o.source})" for o in found)
+            raise ConfigurationError(f"Several of the {kind} are called {name!r}: write {whose}.")
+        known = [offer.full_name for offer in offers] if distribution else self.names(kind)
+        raise UnknownName(
+            f"None of the {kind} is called {name!r}. {nearest(name, known)}"
+            f"{self._absent(f'flipkit_{kind}')}"
+        )
+
+    def resolve(self, offer):
+        """What `offer` stands for; if a plugin can't import it, the error tells whose it is."""
+        try:
+            return offer.load()
+        except Exception as error:
+            source = offer.source
+            reason = f"importing {offer.target!r} for {offer.name!r} raised {_told(error)}"
+            more = {"missing": False, "error": error}
+            problem = self.fault(source, offer.hook, reason, _mend(source), **more)
+            if source is BUILT_IN:
+                raise
+            raise PluginError(str(problem)) from error
+
+    def describe(self, offer) -> Component:
+        """The listing's line for `offer`."""
+        rivals, summary, status = self.rivals(offer), "", "ok"
+        if rivals:
+            why = "shadowed" if rivals[0].source is BUILT_IN else "ambiguous"
+            status = f"{why}: write {offer.full_name}"
+        try:
+            doc = _unwrapped(self.resolve(offer)).__doc__ or ""
+            summary = doc.strip().partition("\n")[0]
+        except Exception as error:  # a listing lists what is broken
+            status = f"broken: {_told(error.__cause__ or error)}"
+        where = dataclasses.astuple(offer.source)
+        return Component(offer.kind, offer.name, *where, offer.target, summary, status)
+
+
+_lock = threading.RLock()
+_manager: _Manager | None = None
+
+
+def _loaded() -> _Manager:
+    global _manager
+    with _lock:
+        if _manager is None:
+            _manager = _Manager()  # before it loads: a plugin may look up a name meanwhile
+            try:
+                _manager.load()
+            except BaseException:
+                _manager = None
+                raise
+        return _manager
+
+
+def component(kind: str, name: str) -> object:
+    """The class, factory or recipe function that `name` means among the `kind`.
+
+    Args:
+        kind: one of `KINDS`, such as `"maskers"`.
+        name: a short name, or `"distribution:name"` where two plugins offer one name.
+
+    Raises:
+        UnknownName: nothing has that name; tells the nearest, and the broken plugins it may be of.
+        ConfigurationError: several have it; tells their full names.
+        PluginError: its plugin can't import it.
+    """
+    manager = _loaded()
+    return manager.resolve(manager.find(kind, name))
+
+
+def names(kind: str) -> list[str]:
+    """The names among the `kind`, as a user can write them."""
+    return _loaded().names(kind)
+
+
+def listing(*kinds: str) -> list[Component]:
+    """The components of these kinds, or of all. Imports them, for their docstrings."""
+    manager = _loaded()
+    offers = sorted(manager.offers, key=lambda o: (o.source is not BUILT_IN, o.full_name))
+    return [manager.describe(o) for kind in kinds or KINDS for o in offers if o.kind == kind]
+
+
+def problems() -> list[Problem]:
+    """What is wrong with the plugins."""
+    return _loaded().problems()
+
+
+def disabled() -> dict[Source, str]:
+    """The plugins left out, and the environment variable that asks for it."""
+    return dict(_loaded().disabled)
+
+
+def distributions() -> dict[str, str]:
+    """The third-party distributions whose plugins are loaded, and their versions."""
+    own = (BUILT_IN.entry_point, _BY_HAND)
+    return {s.distribution: s.version for s in _loaded().sources if s.entry_point not in own}
+
+
+def register(plugin: object, name: str | None = None) -> None:
+    """Add hooks that aren't installed: those of a module or an object. For notebooks and tests.
+
+    Args:
+        plugin: what carries the hooks.
+        name: takes the place of the distribution's; an earlier plugin of this name makes way.
+
+    Raises:
+        PluginError: it is broken; nothing of it stays.
+    """
+    manager = _loaded()
+    name = name or getattr(plugin, "__name__", type(plugin).__name__)
+    source = Source(name, getattr(plugin, "__version__", "(no version)"), _BY_HAND)
+    with _lock:
+        manager.remove(source)
+        manager.add(plugin, source)
+        if faults := [problem for problem in manager.faults if problem.source == source]:
+            manager.remove(source)
+            raise PluginError("\n".join(map(str, faults))) from faults[0].error
+        manager.tell()
+
+
+def reset() -> None:
+    """Forget all plugins, registered ones too; the next use loads anew."""
+    global _manager
+    _manager = None
+
+
+def _key(source: Source) -> str:
+    """The name pluggy knows a plugin by; entry point names alone may be taken twice."""
+    return f"{source} ({source.entry_point})"
+
+
+def _canonical(name: str) -> str:
+    """`name` as distributions are compared (PEP 503): `Flipkit_Foo` is `flipkit-foo`."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _names_in(variable: str) -> set[str] | None:
+    value = os.environ.get(variable)
+    return None if value is None else {_canonical(n) for n in value.split(",") if n.strip()}
+
+
+def _unwrapped(made):
+    return made.func if isinstance(made, functools.partial) else made
+
+
+def _is_target(kind: str, value: object) -> bool:
+    if isinstance(value, (str, os.PathLike)):
+        pattern = r"[\w.]+(:[\w.]+)?|.+\.py" if kind == "recipes" else r"[\w.]+:[\w.]+"
+        return re.fullmatch(pattern, str(value)) is not None
+    made = _unwrapped(value)
+    return inspect.isclass(made) or inspect.isroutine(made)
+
+
+def _jax_started() -> bool:
+    """Whether a JAX backend runs in this process. Never imports JAX.
+
+    JAX 0.10 has no public word for this. If a later one drops the private one, plugins are no
+    longer checked for it, and a test here fails.
+    """
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return getattr(bridge, "backends_are_initialized", lambda: False)()
+
+
+def _told(error: BaseException) -> str:
+    """The type of `error` and the first line of its message."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _mend(source: Source) -> str:
+    if source is BUILT_IN:
+        return "Reinstall flipkit; if that doesn't help, it is a bug to report"
+    own = source.distribution
+    return (
+        f"Install what it lacks, or another version (pip install -U {own}), or leave it out "
+        f"(FLIPKIT_DISABLE_PLUGINS={own}); FLIPKIT_STRICT_PLUGINS=1 shows the traceback"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m flipkit.plugins`: print what there is and what is broken."""
+    parser = argparse.ArgumentParser("python -m flipkit.plugins", description="List components.")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--hook", help="list only what this hook offers: maskers")
+    arguments = parser.parse_args(argv)
+    kinds = [arguments.hook.removeprefix("flipkit_")] if arguments.hook else KINDS
+    try:
+        if not {*kinds} <= {*KINDS}:
+            raise UnknownName(f"Unknown hook: {arguments.hook!r}. {nearest(kinds[0], KINDS)}")
+        components = listing(*kinds)
+    except FlipkitError as error:
+        print(error, file=sys.stderr)
+        return 2
+    (_print_json if arguments.json else _print_table)(components)
+    return 0
+
+
+def _print_json(components):
+    answer = {
+        "components": [dataclasses.asdict(c) for c in components],
+        "problems": [
+            dataclasses.asdict(p.source) | {"hook": p.hook, "reason": p.reason, "fix": p.fix}
+            for p in problems()
+        ],
+        "disabled": [dataclasses.asdict(s) | {"by": by} for s, by in disabled().items()],
+    }
+    print(json.dumps(answer, indent=2))
+
+
+def _print_table(components):
+    from rich import box, console, table
+
+    rows = table.Table(box=box.SIMPLE_HEAD)
+    for title in ("kind", "name", "source", "summary", "status"):
+        rows.add_column(title, no_wrap=title != "summary")
+    for c in components:
+        own = c.entry_point == BUILT_IN.entry_point
+        source = "built in" if own else f"{c.distribution} {c.version}"
+        rows.add_row(c.kind, c.name, source, c.summary, c.status.partition(":")[0])
+    out = console.Console(markup=False, highlight=False)
+    out.print(rows)
+    for problem in problems():
+        out.print(str(problem), soft_wrap=True)
+    for source, by in disabled().items():
+        out.print(f"Plugin {source} is left out by {by}.", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    from flipkit import plugins  # the one that everybody else imports, and not this copy of it
+
+    sys.exit(plugins.main())

@@ -1,0 +1,383 @@
+"""Pictures on their way to the model: decoded, cropped, augmented and normalised.
+
+On the host a picture is a uint8 array (height, width, 3), on the device a batch of such, or of
+their patches; random numbers come from a `numpy.random.Generator` that the caller has keyed.
+"""
+
+import io
+import math
+import os
+import pathlib
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from flipkit import registry
+from flipkit.errors import BadSample, ConfigurationError, UnknownName, nearest
+
+# What is tried on bytes. Not all that Pillow knows: its EPS reader would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF")
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns: 256 MiB as RGB
+
+# name: (mean, standard deviation) of red, green and blue in [0, 1]
+STATISTICS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # FLIP, torchvision
+    "clip": (  # OpenAI's CLIP, open_clip
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    ),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # to [-1, 1]: SigLIP, big_vision
+}
+
+LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601, as in JPEG and Pillow
+
+
+def get(identifier) -> "Preprocessing":
+    """A Preprocessing, its config, or the name of its statistics: `"clip"`; None is FLIP's."""
+    if identifier is None or isinstance(identifier, str):
+        return Preprocessing(identifier or "imagenet")
+    return registry.get("preprocessing", identifier, Preprocessing)
+
+
+def decode(data, min_size: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The picture in a file's bytes -> uint8 (height, width, 3).
+
+    What is transparent becomes white, grey becomes three equal channels, of 16 bits the upper 8
+    count, of an animation the first frame. The EXIF orientation is not applied: neither do FLIP,
+    open_clip and TensorFlow.
+
+    Args:
+        data: a file's bytes, a Pillow image, or a picture as uint8 (height, width) or
+            (height, width, channels) with 1, 3 or 4 channels.
+        min_size: a JPEG may be decoded to a half of its size, a quarter or so, as long as its
+            shorter side keeps this many pixels, which is faster. None decodes every pixel.
+        max_pixels: a file that claims to hold more is refused before it is decoded.
+
+    Raises:
+        BadSample: there is no picture in it, or not all of one.
+    """
+    try:
+        if isinstance(data, np.ndarray):
+            return _rgb_array(data)
+        if isinstance(data, Image.Image):
+            return _rgb(data)
+        if not len(data):
+            raise BadSample("Can't decode the image: no bytes")
+        if bytes(data[:2]) == b"\xff\xd8":
+            image = _decode_jpeg(data, min_size or 0, max_pixels)
+            if image is not None:
+                return image
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_pixels(*image.size, max_pixels)
+            return _rgb(image)
+    except BadSample:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadSample(f"Can't decode the image: none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # Pillow's readers raise nearly every kind there is
+        raise BadSample(f"Can't decode the image: {type(error).__name__}: {error}") from error
+
+
+def _decode_jpeg(data, min_size, max_pixels):
+    """A JPEG in RGB; None leaves it to Pillow: CMYK, or damaged somewhere, perhaps harmlessly."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_pixels(width, height, max_pixels)
+        if colours in ("CMYK", "YCCK"):
+            return None
+        # Measured: 5/8 and 3/4 of the size take longer to decode than all of it.
+        scale = {"min_height": min_size, "min_width": min_size, "min_factor": 2}
+        return simplejpeg.decode_jpeg(data, "RGB", **scale)
+    except BadSample:
+        raise
+    except ValueError:
+        return None
+
+
+def _check_pixels(width, height, max_pixels):
+    if width * height > max_pixels:
+        raise BadSample(
+            f"Can't decode the image: {width} x {height} is more than {max_pixels} pixels"
+        )
+
+
+def _rgb_array(array):
+    """A uint8 array, grey or with 1, 3 or 4 channels -> (height, width, 3)."""
+    channels = array.shape[2:]
+    if array.dtype != np.uint8 or not array.size or channels not in ((), (1,), (3,), (4,)):
+        raise BadSample(
+            "Expected an image as uint8 (height, width, channels). "
+            f"Received: {array.dtype} {array.shape}"
+        )
+    if channels == (3,):
+        return array
+    return _rgb(Image.fromarray(array[..., 0] if channels == (1,) else array))
+
+
+def _rgb(image):
+    """A Pillow image of any mode -> uint8 (height, width, 3)."""
+    if image.mode.startswith("I"):  # 16 bits, which `convert` would clip to 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype("uint8"))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def resize(image, size, interpolation="bicubic", box=None) -> np.ndarray:
+    """uint8 (height, width, 3) -> the same at another size, antialiased.
+
+    Args:
+        image: the picture.
+        size: pixels of each side of what comes back, or its (height, width).
+        interpolation: one of Pillow's: `"bicubic"`, `"bilinear"`, `"lanczos"`, ...
+        box: left, top, right and bottom of the part to take, in pixels; None is the whole.
+    """
+    height, width = _sides(size)
+    return np.array(Image.fromarray(image).resize((width, height), _resampling(interpolation), box))
+
+
+def _sides(size):
+    return (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
+
+
+def _resampling(name):
+    known = {option.name.lower(): option for option in Image.Resampling}
+    if name not in known:
+        raise UnknownName(f"No interpolation is called {name!r}. {nearest(name, known)}")
+    return known[name]
+
+
+def centre_crop(image, size, interpolation="bicubic") -> np.ndarray:
+    """The largest part in the middle that has the shape of `size`, at `size`.
+
+    As if the whole were resized first and then cut, but a picture of one line costs no more.
+    """
+    height, width = image.shape[:2]
+    h, w = _sides(size)
+    scale = min(height / h, width / w)
+    left, top = (width - w * scale) / 2, (height - h * scale) / 2
+    return resize(image, size, interpolation, (left, top, width - left, height - top))
+
+
+def random_resized_crop(
+    image, size, rng, area=(0.5, 1.0), ratio=(3 / 4, 4 / 3), interpolation="bicubic"
+) -> np.ndarray:
+    """A random part of the picture, at `size`, as torchvision and FLIP cut it.
+
+    Args:
+        image: uint8 (height, width, 3).
+        size: pixels of each side of what comes back, or its (height, width).
+        rng: a `numpy.random.Generator`.
+        area: share of the picture, from and to.
+        ratio: width over height, from and to, drawn evenly in its logarithm.
+        interpolation: `"bicubic"`, `"bilinear"`, ...: any of Pillow's.
+    """
+    left, top, width, height = random_box(image.shape[1], image.shape[0], rng, area, ratio)
+    return resize(image[top : top + height, left : left + width], size, interpolation)
+
+
+def random_box(width: int, height: int, rng, area, ratio) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a random crop; after ten misfits, of one from the middle."""
+    for _ in range(10):
+        pixels = width * height * rng.uniform(*area)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w = min(width, max(1, round(height * aspect)))
+    h = min(height, max(1, round(width / aspect)))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+@registry.register
+class Preprocessing(registry.Configurable):
+    """How a model wants its pictures: cut to a square by the host, normalised on the device.
+
+    The defaults are FLIP's, except that FLIP resizes without antialiasing.
+
+    Args:
+        mean: mean of red, green and blue in [0, 1], or the name of known statistics:
+            `"imagenet"`, `"clip"` or `"half"`.
+        std: their standard deviation or its name; None is that of the mean's name.
+        interpolation: how pictures are resized: `"bicubic"`, `"bilinear"`, ...
+    """
+
+    def __init__(self, mean="imagenet", std=None, *, interpolation="bicubic"):
+        self.mean = mean
+        self.std = std
+        self.interpolation = interpolation
+        self._statistics()
+        _resampling(interpolation)
+
+    def prepare(self, images, size) -> np.ndarray:
+        """Pictures of any sizes -> uint8 (n, height, width, 3) by `centre_crop`.
+
+        Args:
+            images: paths, or what `decode` takes: files' bytes, uint8 arrays, Pillow images.
+            size: pixels of each side, or (height, width).
+
+        Raises:
+            BadSample: one of them is no picture.
+        """
+        rows = np.empty((len(images), *_sides(size), 3), "uint8")
+        for row, image in zip(rows, images, strict=True):
+            if isinstance(image, (str, os.PathLike)):
+                image = pathlib.Path(image).read_bytes()
+            row[:] = centre_crop(decode(image), size, self.interpolation)
+        return rows
+
+    def normalise(self, x):
+        """uint8 (..., channels), or patches (..., pixels * channels) -> float32 of the same shape.
+
+        `(x / 255 - mean) / std`, as one multiplication and one addition per value.
+        """
+        from keras import ops  # here, so that the workers of a feed start no backend
+
+        pixels, rest = divmod(x.shape[-1], 3)
+        if rest:
+            raise ConfigurationError(f"Expected 3 channels per pixel. Received shape: {x.shape}")
+        mean, std = self._statistics()
+        scale, shift = np.tile([1 / (255 * std), -mean / std], pixels).astype("float32")
+        return ops.cast(x, "float32") * scale + shift
+
+    def _statistics(self):
+        """Mean and standard deviation, each float64 (3,)."""
+        std = self.mean if self.std is None and isinstance(self.mean, str) else self.std
+        return _statistic(self.mean, "mean"), _statistic(std, "std")
+
+
+def _statistic(value, name):
+    known = value
+    if isinstance(value, str):
+        if value not in STATISTICS:
+            hint = nearest(value, STATISTICS)
+            raise UnknownName(f"No pixel statistics are called {value!r}. {hint}")
+        known = STATISTICS[value][("mean", "std").index(name)]
+    if np.shape(known) != (3,) or (name == "std" and not np.min(known) > 0):
+        raise ConfigurationError(
+            f"Expected {name} as a name or a number per channel, a std above 0. "
+            f"Received: {name}={value!r}"
+        )
+    return np.asarray(known, "float64")
+
+
+# Augmentations: (image, rng, how much) -> an image of the same shape. FLIP uses none beside its
+# crop and flip; small data wants more.
+
+
+def flip(image, rng, chance=0.5) -> np.ndarray:
+    """Mirrored left to right, with this chance."""
+    return np.ascontiguousarray(image[:, ::-1]) if rng.random() < chance else image
+
+
+def grayscale(image, rng, chance=1.0) -> np.ndarray:
+    """Without colour, with this chance: three equal channels."""
+    if rng.random() >= chance:
+        return image
+    return np.repeat((image @ LUMA + 0.5).astype("uint8")[..., None], 3, axis=-1)
+
+
+_YIQ = np.float32([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # NTSC, 1953
+_RGB = np.linalg.inv(_YIQ)
+
+
+def colour_jitter(
+    image, rng, *, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0
+) -> np.ndarray:
+    """Colours changed by one random affine map: brighter, then flatter, then paler, then turned.
+
+    As torchvision's ColorJitter, but in this order, clipped once, and with hue as a turn about the
+    axis of greys in YIQ, which keeps the brightness of each pixel.
+
+    Args:
+        image: uint8 (height, width, 3).
+        rng: a `numpy.random.Generator`.
+        brightness: the factor is drawn from 1 - this to 1 + this, never below 0.
+        contrast: likewise, about the mean brightness.
+        saturation: likewise, about the brightness of each pixel.
+        hue: greatest turn either way, as a share of the circle.
+    """
+    strengths = np.array([brightness, contrast, saturation])
+    b, c, s = rng.uniform(np.maximum(0, 1 - strengths), 1 + strengths)
+    angle = 2 * math.pi * rng.uniform(-hue, hue)
+    cos, sin = s * math.cos(angle), s * math.sin(angle)
+    turn = np.float32([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])  # of Y, I and Q
+    matrix = b * c * (_RGB @ turn @ _YIQ)
+    grey = b * (image.reshape(-1, 3).mean(0, dtype="float32") @ LUMA)
+    out = image @ matrix.T.astype("float32") + np.float32((1 - c) * grey + 0.5)  # 0.5 rounds
+    return np.clip(out, 0, 255, out=out).astype("uint8")
+
+
+def zoom_out(image, rng, scale=0.5) -> np.ndarray:
+    """The picture shrunk, by a factor between `scale` and 1, on the mean colour of its border."""
+    height, width = image.shape[:2]
+    factor = rng.uniform(scale, 1)
+    h, w = max(1, round(height * factor)), max(1, round(width * factor))
+    top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    out = np.empty_like(image)
+    out[:] = border.mean(0).round()
+    small = Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR)
+    out[top : top + h, left : left + w] = small
+    return out
+
+
+@registry.register
+class Augment(registry.Configurable):
+    """Random changes to a picture, uint8 (height, width, 3) -> the same shape; all off by default.
+
+    Args:
+        flip: chance of a mirror image.
+        zoom_out: smallest factor the picture is shrunk by, on the colour of its border; 1 is off.
+        brightness: strength in `colour_jitter`, as the next three.
+        contrast: about the mean brightness.
+        saturation: about grey.
+        hue: in shares of the circle, at most 0.5.
+        grayscale: chance of losing all colour.
+    """
+
+    def __init__(
+        self,
+        *,
+        flip=0.0,
+        zoom_out=1.0,
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0.0,
+        grayscale=0.0,
+    ):
+        self.flip = flip
+        self.zoom_out = zoom_out
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+        self.grayscale = grayscale
+        for name, value in self.get_config().items():
+            most = 0.5 if name == "hue" else 1
+            if not 0 <= value <= most:
+                raise ConfigurationError(
+                    f"Expected {name} in [0, {most}]. Received: {name}={value}"
+                )
+        if not zoom_out:
+            raise ConfigurationError("Expected zoom_out above 0: 1 is off. Received: zoom_out=0")
+
+    def __call__(self, image, rng) -> np.ndarray:
+        """`image` changed; what is off draws no random number."""
+        colour = {
+            name: getattr(self, name) for name in ("brightness", "contrast", "saturation", "hue")
+        }
+        if self.flip:
+            image = flip(image, rng, self.flip)
+        if self.zoom_out < 1:
+            image = zoom_out(image, rng, self.zoom_out)
+        if any(colour.values()):
+            image = colour_jitter(image, rng, **colour)
+        if self.grayscale:
+            image = grayscale(image, rng, self.grayscale)
+        return image

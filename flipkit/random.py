@@ -1,0 +1,131 @@
+"""Random numbers that are functions of (seed, step, row, name), and initial values of (seed, path).
+
+Nothing here keeps a state: whatever was drawn can be drawn again, on any number of devices, in any
+order, for any part of a batch.
+"""
+
+import contextlib
+import contextvars
+import zlib
+
+import keras
+from keras import ops
+
+from flipkit.paths import canonical
+
+
+def _shift_right(x, bits: int):
+    """Logical right shift of int32, which keras.ops lacks."""
+    return ops.bitwise_and(ops.right_shift(x, bits), (1 << (32 - bits)) - 1)
+
+
+def mix(x):
+    """int32 -> int32, a bijection whose every output bit depends on every input bit.
+
+    The "lowbias32" finaliser of Chris Wellons's hash-prospector (2018). Integer arithmetic wraps
+    alike on every backend, so the same numbers come out of JAX, TensorFlow and torch.
+    """
+    x = ops.bitwise_xor(x, _shift_right(x, 16))
+    x = x * 0x7FEB352D
+    x = ops.bitwise_xor(x, _shift_right(x, 15))
+    x = x * (0x846CA68B - (1 << 32))
+    return ops.bitwise_xor(x, _shift_right(x, 16))
+
+
+def name_key(name: str) -> int:
+    """A name as int32."""
+    return zlib.crc32(name.encode()) - (1 << 31)
+
+
+class Seed(keras.random.SeedGenerator):
+    """The randomness of one step.
+
+    Passed to maskers, and in force for `flipkit.Dropout` inside `seed_scope`. It is a
+    `keras.random.SeedGenerator`, so `keras.random.uniform(shape, seed=seed)` takes it, yet it has no
+    state: the same Seed always gives the same numbers. Prefer `seed.uniform(shape)`, whose first axis
+    is the batch and whose numbers for a row do not depend on the other rows.
+
+    Args:
+        seed: int, the run's seed.
+        step: int or int32 scalar, the training step.
+        rows: int32 `(batch,)`, each row's place in the global batch; None counts from 0.
+    """
+
+    def __init__(self, seed=0, step=0, rows=None):
+        # No super().__init__(): it would create a state variable.
+        start = mix(ops.convert_to_tensor((int(seed) + (1 << 31)) % (1 << 32) - (1 << 31), "int32"))
+        self.key = mix(ops.bitwise_xor(start, ops.cast(step, "int32")))
+        self.rows = rows
+        self.name = "seed"
+
+    def named(self, name: str) -> "Seed":
+        """The seed of the component `name`: independent of every other name's."""
+        child = object.__new__(Seed)
+        child.key = mix(ops.bitwise_xor(self.key, name_key(name)))
+        child.rows, child.name = self.rows, name
+        return child
+
+    def next(self, ordered=True):
+        """What keras.random draws from: the key, as Keras's seed pair."""
+        dtype = "uint32" if keras.backend.backend() == "jax" else "int32"
+        return ops.cast(ops.stack([self.key, ops.zeros_like(self.key)]), dtype)
+
+    def uniform(self, shape):
+        """Float32 in [0, 1), `shape` = (batch, ...): row by row, the same for a row in any batch."""
+        size = 1
+        for axis in shape[1:]:
+            size *= axis  # Python ints: all axes but the batch are static
+        rows = ops.arange(shape[0], dtype="int32") if self.rows is None else self.rows
+        row_keys = mix(ops.bitwise_xor(mix(rows), self.key))
+        places = mix(ops.arange(size, dtype="int32"))
+        bits = mix(ops.bitwise_xor(ops.expand_dims(row_keys, 1), ops.expand_dims(places, 0)))
+        numbers = ops.cast(_shift_right(bits, 8), "float32") * 2.0**-24
+        return ops.reshape(numbers, (-1, *shape[1:]))
+
+
+_current = contextvars.ContextVar("flipkit_seed", default=None)
+
+
+@contextlib.contextmanager
+def seed_scope(seed: Seed | None):
+    """Inside it, `flipkit.Dropout` layers draw from `seed`."""
+    token = _current.set(seed)
+    try:
+        yield seed
+    finally:
+        _current.reset(token)
+
+
+def current_seed() -> Seed | None:
+    """The Seed in force, or None outside every `seed_scope`."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def initial_values(layer, seed: int):
+    """Variables that `layer` creates inside start as functions of (seed, canonical path) alone.
+
+    So a variable begins the same whatever else the model holds and wherever it lives. Variables that
+    already have a value keep it; initialisers without randomness are left alone.
+    """
+    with keras.StatelessScope():
+        yield
+        for variable in layer.variables:
+            # Keras keeps the initialiser of a variable created in a StatelessScope until it leaves.
+            initializer = variable._initializer
+            key = (name_key(canonical(variable.path)) ^ int(seed)) % (1 << 31)
+            config = getattr(initializer, "get_config", dict)()
+            if "seed" in config:  # every random initialiser of Keras has one
+                variable._initializer = type(initializer).from_config({**config, "seed": key})
+            elif initializer is not None and variable.name == "seed_generator_state":
+                variable._initializer = _SeedState(key)
+
+
+class _SeedState:
+    """The first state of a keras SeedGenerator, as its own initialiser would make it."""
+
+    def __init__(self, key):
+        self.key = key
+
+    def __call__(self, shape, dtype=None):
+        return ops.convert_to_tensor([self.key, 0], dtype=dtype)

@@ -1,0 +1,109 @@
+"""Learning rate as a function of samples seen."""
+
+import math
+
+import keras
+from keras import ops
+
+from flipkit import registry
+from flipkit.errors import ConfigurationError
+from flipkit.registry import register
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate over samples; a subclass writes `rate`.
+
+    Counting samples and not steps keeps a recipe's schedule right when its batch size changes. A
+    `flipkit.Phase` tells its schedule how many samples a step takes and how many there will be; in
+    plain `fit`, say so yourself: `WarmupCosine(1e-3, warmup=5_000).bind(64, total=100_000)`.
+
+    Args:
+        batch_size: samples per step.
+        total: samples in all.
+        start: step at which the schedule begins.
+    """
+
+    def __init__(self, *, batch_size=None, total=None, start=0):
+        super().__init__()
+        self.batch_size, self.total, self.start = batch_size, total, start
+
+    def rate(self, samples, total):
+        """The learning rate after `samples` of `total`, a float32 tensor in and out."""
+        raise NotImplementedError(f"{type(self).__name__} defines no rate(samples, total)")
+
+    def check(self):
+        """Raises ConfigurationError if the schedule doesn't fit into `total`."""
+
+    def bind(self, batch_size, total, start=0) -> "Schedule":
+        """A copy that knows its batch size, its total and its first step."""
+        bound = {"batch_size": batch_size, "total": total, "start": start}
+        schedule = type(self).from_config({**self.get_config(), **bound})
+        schedule.check()
+        return schedule
+
+    def __call__(self, step):
+        if self.batch_size is None or self.total is None:
+            raise ConfigurationError(
+                f"{type(self).__name__} counts samples: tell it how many a step takes and how many "
+                "there are, with .bind(batch_size, total)"
+            )
+        samples = (ops.cast(step, "float32") - self.start) * self.batch_size
+        return self.rate(samples, self.total)
+
+    def get_config(self):
+        return {"batch_size": self.batch_size, "total": self.total, "start": self.start}
+
+
+@register
+class WarmupCosine(Schedule):
+    """Linear from 0 to `peak` over `warmup` samples, then half a cosine down to `floor` at the end.
+
+    Args:
+        peak: highest learning rate.
+        warmup: samples.
+        floor: learning rate at the end.
+    """
+
+    def __init__(self, peak, warmup=0, floor=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.peak, self.warmup, self.floor = peak, warmup, floor
+
+    def check(self):
+        if not 0 <= self.warmup < self.total:
+            raise ConfigurationError(
+                f"Expected a warm-up shorter than the phase. Received: warmup={self.warmup:,} of "
+                f"{self.total:,} samples. Set the schedule's warmup too, or change the recipe's own "
+                "argument, which both follow."
+            )
+
+    def rate(self, samples, total):
+        rising = self.peak * samples / max(self.warmup, 1)
+        progress = ops.clip((samples - self.warmup) / (total - self.warmup), 0.0, 1.0)
+        wave = (1 + ops.cos(math.pi * progress)) / 2
+        return ops.where(samples < self.warmup, rising, self.floor + (self.peak - self.floor) * wave)
+
+    def get_config(self):
+        own = {"peak": self.peak, "warmup": self.warmup, "floor": self.floor}
+        return {**super().get_config(), **own}
+
+
+@register
+class Constant(Schedule):
+    """`peak` throughout, after a linear warm-up over `warmup` samples."""
+
+    def __init__(self, peak, warmup=0, **kwargs):
+        super().__init__(**kwargs)
+        self.peak, self.warmup = peak, warmup
+
+    def rate(self, samples, total):
+        return self.peak * ops.clip(samples / max(self.warmup, 1), 0.0, 1.0) if self.warmup else (
+            self.peak * ops.ones_like(samples)
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "peak": self.peak, "warmup": self.warmup}
+
+
+def get(identifier) -> Schedule:
+    """The schedule that a name, object or config means."""
+    return registry.get("schedules", identifier, Schedule)
