@@ -14,8 +14,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdamW": "optimizers",
     "Attention": "layers",
+    "Augment": "preprocessing",
     "BadSample": "errors",
     "Bytes": "tokenizers",
+    "CaptionChoice": "evaluation",
     "CaptionedShapes": "datasets",
     "ClipBPE": "tokenizers",
     "ConfigurationError": "errors",

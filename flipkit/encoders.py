@@ -1,7 +1,8 @@
 """The image and text towers: tokens in, one feature vector per row out."""
 
+import math
+
 import keras
-import numpy as np
 from keras import ops
 
 from flipkit import registry
@@ -285,6 +286,14 @@ def get(identifier):
     return registry.get("encoders", identifier, keras.layers.Layer)
 
 
-def parameters(encoder) -> int:
+def weights(encoder) -> int:
     """How many numbers the encoder learns."""
-    return int(sum(np.prod(w.shape) for w in encoder.trainable_variables))
+    return sum(math.prod(variable.shape) for variable in encoder.trainable_variables)
+
+
+def shape_only(encoder):
+    """A copy of `encoder` with shapes and no memory, for counting."""
+    copy = type(encoder).from_config(encoder.get_config())
+    with keras.StatelessScope(initialize_variables=False):
+        copy.build(None)
+    return copy

@@ -1,6 +1,7 @@
 """What a model is worth: zero-shot classification, retrieval, and telling a caption from its foil."""
 
 import collections
+import inspect
 import json
 import pathlib
 
@@ -8,7 +9,8 @@ import numpy as np
 from absl import logging
 
 from flipkit import datasets, prompts
-from flipkit.errors import BadSample, ConfigurationError, DataError
+from flipkit.errors import BadSample, ConfigurationError, DataError, UnknownName, nearest
+from flipkit.recipe import parse
 from flipkit.registry import Configurable, register
 
 CHUNK = 512  # pictures decoded and embedded at a time
@@ -177,3 +179,23 @@ class CaptionChoice(Configurable):
         )
         right = (images * true).sum(1) > (images * foil).sum(1)
         return {"accuracy": float(right.mean()), "count": len(right)}
+
+
+EVALUATORS = {"zero_shot": ZeroShot, "retrieval": Retrieval, "caption_choice": CaptionChoice}
+
+
+def make(name: str, settings: dict[str, str]):
+    """The evaluator called `name`, with its arguments given as text.
+
+    Raises:
+        UnknownName: no such evaluator or argument; the nearest one is told.
+    """
+    if name not in EVALUATORS:
+        raise UnknownName(f"Unknown evaluator: {name!r}. {nearest(name, EVALUATORS)}")
+    known = inspect.signature(EVALUATORS[name]).parameters
+    for setting in settings:
+        if setting not in known:
+            raise UnknownName(f"Unknown argument of {name}: {setting!r}. {nearest(setting, known)}")
+    if "data" not in settings:
+        raise ConfigurationError(f"{name} needs data: data='test-*.tar', or a dataset's name")
+    return EVALUATORS[name](**{name: parse(text) for name, text in settings.items()})

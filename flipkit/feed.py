@@ -31,7 +31,7 @@ class Feed(Configurable):
             (0.5, 1.0); None takes the largest centre square.
         ratio: least and largest width/height of the crop.
         flip: whether half of the pictures are mirrored.
-        augment: `flipkit.preprocessing.Augment`, or None.
+        augment: `flipkit.Augment`, what is done to the crop, or None.
         captions: "random" takes any of a sample's texts each time, "first" always the first; a number
             in [0, 1] is the chance of the first, the others sharing the rest.
         block: samples that are read together. 1 shuffles all samples, right for local discs; more
@@ -68,7 +68,7 @@ class Feed(Configurable):
                 f"Expected captions 'random', 'first' or a chance in [0, 1]. Received: {captions=}"
             )
 
-    def open(self, data, model, batch_size, *, seed=0) -> "Batches":
+    def open(self, data, model, batch_size, *, seed=0, first=0) -> "Batches":
         """The batches of `data` as `model` takes them.
 
         Args:
@@ -76,6 +76,7 @@ class Feed(Configurable):
             model: `flipkit.FLIP`: its towers tell sizes, its tokenizer makes ids, its preprocessing
                 says how pictures are resized.
             batch_size: pairs per batch.
+            first: slot of the stream that the first batch begins with: pairs used before.
 
         Raises:
             DataError: the data can't be read, or has fewer samples than a batch.
@@ -106,7 +107,7 @@ class Feed(Configurable):
             interpolation=model.preprocessing.interpolation,
             seed=int(seed),
         )
-        return Batches(slots, batch_size)
+        return Batches(slots, batch_size, first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,14 +159,14 @@ class _Slots:
     def _pixels(self, image, random):
         feed, size = self.feed, self.image_size
         image = preprocessing.decode(image, min_size=size if feed.crop is None else None)
-        if feed.augment is not None:
-            image = feed.augment(image, random)
         if feed.crop is None:
             image = preprocessing.centre_crop(image, size, self.interpolation)
         else:
             image = preprocessing.random_resized_crop(
                 image, size, random, feed.crop, feed.ratio, self.interpolation
             )
+        if feed.augment is not None:
+            image = feed.augment(image, random)
         return image[:, ::-1] if feed.flip and random.random() < 0.5 else image
 
     def _ids(self, sample, random):
@@ -203,13 +204,13 @@ class Batches:
         rejects: (slot, index in the data, reason) of every bad sample among them.
     """
 
-    def __init__(self, slots, batch_size):
-        self.slots, self.batch_size = slots, batch_size
+    def __init__(self, slots, batch_size, first=0):
+        self.slots, self.batch_size, self.first = slots, batch_size, first
         self.seen, self.rejects = 0, []
 
     def batch(self, step: int) -> dict:
         """`image` uint8 (batch, height, width, 3) and `text` int32 (batch, length) of one step."""
-        start = step * self.batch_size
+        start = self.first + step * self.batch_size
         examples = [self.slots[start + i] for i in range(self.batch_size)]
         return self._accounted(_collate(examples))
 
@@ -219,7 +220,8 @@ class Batches:
         Batches are made ahead, in threads or worker processes, always in the same order.
         """
         feed = self.slots.feed
-        stream = grain.MapDataset.source(self.slots)[step * self.batch_size :]
+        start = self.first + step * self.batch_size
+        stream = grain.MapDataset.source(self.slots)[start:]
         stream = stream.batch(self.batch_size, drop_remainder=True, batch_fn=_collate)
         ahead = grain.ReadOptions(num_threads=feed.threads, prefetch_buffer_size=feed.threads + 1)
         stream = stream.to_iter_dataset(ahead)
@@ -241,10 +243,13 @@ class Batches:
             self.check()
         return batch
 
-    def check(self):
-        """Raises DataError, with a summary, if too large a share of the samples was bad."""
+    def check(self, final=False):
+        """Raises DataError, with a summary, if too large a share of the samples was bad.
+
+        Before the `final` check, the first `ENOUGH` samples are given time to even out.
+        """
         limit = self.slots.feed.bad_limit
-        if len(self.rejects) > limit * max(self.seen, ENOUGH):
+        if len(self.rejects) > limit * (self.seen if final else max(self.seen, ENOUGH)):
             reasons = "\n  ".join(reason for *_, reason in self.rejects[:5])
             raise DataError(
                 f"{len(self.rejects):,} of {self.seen:,} samples can't be used, more than the "

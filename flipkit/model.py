@@ -12,7 +12,7 @@ from flipkit import encoders, losses, maskers, optimizers, plugins, registry, to
 from flipkit.errors import ConfigurationError
 from flipkit.layers import gather, patchify
 from flipkit.metrics import PairMetrics
-from flipkit.preprocessing import Preprocessing
+from flipkit.preprocessing import get as get_preprocessing
 from flipkit.random import Seed, initial_values, seed_scope
 from flipkit.registry import register
 from flipkit.train_step import TrainStep
@@ -77,7 +77,7 @@ class FLIP(TrainStep, keras.Model):
                 part.name = role  # variables are called image/..., whoever made the part
         self.dim, self.temperature, self.seed = dim, temperature, seed
         self.mask_ratio, self.text_mask_ratio = mask_ratio, text_mask_ratio
-        self.preprocessing = preprocessing or Preprocessing()
+        self.preprocessing = get_preprocessing(preprocessing)
         self.tokenizer = tokenizers.get(tokenizer)
         for projection in ("image_projection", "text_projection"):
             layer = keras.layers.Dense(dim, use_bias=False, dtype=self.dtype_policy, name=projection)
@@ -229,7 +229,8 @@ class FLIP(TrainStep, keras.Model):
         return [*super().metrics, *mine]
 
     def get_compile_config(self):
-        return {**super().get_compile_config(), "loss": registry.serialize(self.pair_loss)}
+        config = super().get_compile_config()
+        return {**config, "loss": registry.serialize(self.pair_loss)} if self.compiled else config
 
     def compile_from_config(self, config):
         config = registry.deserialize(config)
@@ -326,7 +327,7 @@ class FLIP(TrainStep, keras.Model):
         return cls(**registry.deserialize(config))
 
     def get_build_config(self):
-        return {"input_shape": None}
+        return {"input_shape": None} if self.built else None
 
     def build_from_config(self, config):
         self.build()
@@ -348,7 +349,7 @@ def load_model(path, compile=False):
         path: a file that `model.save` or a run wrote.
         compile: whether optimizer and loss come back too, for training on.
     """
-    plugins.names("encoders")  # loads every plugin: Keras finds only classes that were registered
+    plugins.listing()  # imports every component: Keras finds only classes that were registered
     if not pathlib.Path(path).is_file():
         raise ConfigurationError(f"Expected a .keras file. Received: {path}, which does not exist.")
     return keras.saving.load_model(path, compile=compile)

@@ -31,10 +31,10 @@ STATISTICS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # to [-1, 1]: SigLIP, big_vision
 }
 
-LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601, as in JPEG and Pillow
+LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as in JPEG and Pillow
 
 
-def get(identifier) -> "Preprocessing":
+def get(identifier):
     """A Preprocessing, its config, or the name of its statistics: `"clip"`; None is FLIP's."""
     if identifier is None or isinstance(identifier, str):
         return Preprocessing(identifier or "imagenet")
@@ -106,7 +106,8 @@ def _check_pixels(width, height, max_pixels):
 def _rgb_array(array):
     """A uint8 array, grey or with 1, 3 or 4 channels -> (height, width, 3)."""
     channels = array.shape[2:]
-    if array.dtype != np.uint8 or not array.size or channels not in ((), (1,), (3,), (4,)):
+    shaped = array.ndim >= 2 and array.size and channels in ((), (1,), (3,), (4,))
+    if array.dtype != np.uint8 or not shaped:
         raise BadSample(
             "Expected an image as uint8 (height, width, channels). "
             f"Received: {array.dtype} {array.shape}"
@@ -140,7 +141,8 @@ def resize(image, size, interpolation="bicubic", box=None) -> np.ndarray:
 
 
 def _sides(size):
-    return (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
+    """Height and width of a size that may be one number for both."""
+    return (size, size) if np.ndim(size) == 0 else tuple(size)
 
 
 def _resampling(name):
@@ -153,13 +155,15 @@ def _resampling(name):
 def centre_crop(image, size, interpolation="bicubic") -> np.ndarray:
     """The largest part in the middle that has the shape of `size`, at `size`.
 
-    As if the whole were resized first and then cut, but a picture of one line costs no more.
+    As if the whole were resized first and then cut between pixels, as torchvision does it, but a
+    picture of one line costs no more than others.
     """
     height, width = image.shape[:2]
     h, w = _sides(size)
     scale = min(height / h, width / w)
-    left, top = (width - w * scale) / 2, (height - h * scale) / 2
-    return resize(image, size, interpolation, (left, top, width - left, height - top))
+    top, left = round((height / scale - h) / 2) * scale, round((width / scale - w) / 2) * scale
+    box = (left, top, min(left + w * scale, width), min(top + h * scale, height))
+    return resize(image, size, interpolation, box)
 
 
 def random_resized_crop(
@@ -281,7 +285,8 @@ def grayscale(image, rng, chance=1.0) -> np.ndarray:
     return np.repeat((image @ LUMA + 0.5).astype("uint8")[..., None], 3, axis=-1)
 
 
-_YIQ = np.float32([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # NTSC, 1953
+# Rows: brightness, orange against blue, purple against green (NTSC, 1953).
+_YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], "float32")
 _RGB = np.linalg.inv(_YIQ)
 
 
@@ -305,7 +310,7 @@ def colour_jitter(
     b, c, s = rng.uniform(np.maximum(0, 1 - strengths), 1 + strengths)
     angle = 2 * math.pi * rng.uniform(-hue, hue)
     cos, sin = s * math.cos(angle), s * math.sin(angle)
-    turn = np.float32([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])  # of Y, I and Q
+    turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])  # of Y, I and Q
     matrix = b * c * (_RGB @ turn @ _YIQ)
     grey = b * (image.reshape(-1, 3).mean(0, dtype="float32") @ LUMA)
     out = image @ matrix.T.astype("float32") + np.float32((1 - c) * grey + 0.5)  # 0.5 rounds
@@ -358,7 +363,7 @@ class Augment(registry.Configurable):
         self.saturation = saturation
         self.hue = hue
         self.grayscale = grayscale
-        for name, value in self.get_config().items():
+        for name, value in vars(self).items():
             most = 0.5 if name == "hue" else 1
             if not 0 <= value <= most:
                 raise ConfigurationError(

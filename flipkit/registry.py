@@ -18,9 +18,9 @@ class Configurable:
 
     def get_config(self):
         """The constructor's arguments: `type(self).from_config(self.get_config())` is an equal object."""
-        parameters = list(inspect.signature(type(self).__init__).parameters.values())[1:]
-        values = {p.name: getattr(self, p.name) for p in parameters}
-        return {name: serialize(value) for name, value in values.items()}
+        parameters = inspect.signature(type(self)).parameters.values()
+        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return {name: serialize(getattr(self, name)) for name in named}
 
     @classmethod
     def from_config(cls, config):
@@ -76,9 +76,7 @@ def get(kind: str, identifier, base: type | tuple[type, ...] = object):
         identifier = plugins.component(kind, identifier)
     elif is_serialized(identifier):
         identifier = deserialize(identifier)
-    if inspect.isclass(identifier) or (
-        inspect.isroutine(identifier) and not isinstance(identifier, base)
-    ):
+    if inspect.isclass(identifier) or (callable(identifier) and not isinstance(identifier, base)):
         identifier = identifier()
     if not isinstance(identifier, base):
         raise ConfigurationError(

@@ -25,7 +25,7 @@ except ImportError:
     ftfy = None
 
 
-def get(identifier) -> "Tokenizer":
+def get(identifier) -> "Tokenizer | None":
     """The tokenizer that a name, an object, a class or a config means; None stays None."""
     return registry.get("tokenizers", identifier, Tokenizer)
 
@@ -268,7 +268,7 @@ class WordPiece(_Subwords):
         pipeline.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
         pipeline.train_from_iterator((" ".join([word] * counts[word]) for word in words), trainer)
         ids = pipeline.get_vocab()
-        self._learn(sorted(ids, key=ids.get))
+        self._learn(sorted(ids, key=lambda piece: ids[piece]))
 
 
 @registry.register

@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import json
 import pathlib
 import pickle
@@ -117,7 +118,7 @@ def test_one_text_in_place_of_a_list_is_refused(tokenizer):
         tokenizer("a cat", 8)
 
 
-def test_a_megabyte_of_text_takes_no_time(tokenizer):
+def test_a_megabyte_of_text_is_cut_like_any_other(tokenizer):
     assert tokenizer(["a cat. " * 150_000], 8).shape == (1, 8)
 
 
@@ -286,7 +287,9 @@ def test_what_is_missing_is_told(tmp_path):
     for cls, name in ((tokenizers.WordPiece, "vocabulary"), (tokenizers.ClipBPE, "merges")):
         path = tmp_path / "nowhere.txt"
         tokenizer = cls(path)  # a recipe may be written on another machine
-        with pytest.raises(errors.ConfigurationError, match=rf"{name}=.*nowhere\.txt.*set `{name}`"):
+        with pytest.raises(
+            errors.ConfigurationError, match=rf"{name}=.*nowhere\.txt.*set `{name}`"
+        ):
             tokenizer(["a"], 8)
 
 
@@ -359,7 +362,7 @@ def test_pairs_are_merged_in_the_order_of_the_file(merges):
     def merge(word):
         parts = [*word[:-1], word[-1] + "</w>"]
         while True:
-            pairs = [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]
+            pairs = [pair for pair in itertools.pairwise(parts) if pair in ranks]
             if not pairs:
                 return parts
             best, i = min(pairs, key=ranks.get), 0

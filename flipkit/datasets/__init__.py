@@ -9,8 +9,10 @@ __all__ = ["CaptionedShapes", "Dataset", "ImageTextShards", "get"]
 
 
 def get(identifier) -> Dataset | None:
-    """The dataset that `identifier` means: a name, an object, its class or config, None, or where
-    its tar shards are (a string with a `/`, `*` or `{` in it, or one that ends in `.tar`)."""
+    """The dataset that `identifier` means: a name, an object, its class, its config or None.
+
+    A string with a `/`, `*` or `{` in it, or one that ends in `.tar`, says where tar shards are.
+    """
     if isinstance(identifier, str) and (
         set(identifier) & set("/*{") or identifier.endswith(".tar")
     ):

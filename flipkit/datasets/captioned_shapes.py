@@ -21,7 +21,7 @@ COLOURS = {  # RGB
     "cyan": (48, 200, 214),
     "blue": (44, 84, 224),
     "purple": (136, 52, 184),
-    "pink": (252, 134, 190),
+    "pink": (250, 120, 184),
 }
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "ring")
 SIZES = {"small": (16, 19), "large": (26, 31)}  # diameters from, below; pixels of an image 64 wide
@@ -98,13 +98,15 @@ class CaptionedShapes(Dataset):
     def __init__(self, split="train", size=None, image_size=64, seed=0):
         if split not in SPLITS:
             raise ConfigurationError(
-                f"Expected a split of captioned_shapes. Received: split={split!r}. {nearest(split, SPLITS)}"
+                f"Expected a split of the captioned shapes. {nearest(split, SPLITS)} "
+                f"Received: split={split!r}"
             )
         if size is not None and size < 1:
             raise ConfigurationError(f"Expected size >= 1 scenes. Received: size={size!r}")
         if image_size < 32:
             raise ConfigurationError(
-                f"Expected image_size >= 32 pixels, or shapes can't be told apart. Received: {image_size=}"
+                "Expected image_size >= 32 pixels: in fewer, shapes can't be told apart. "
+                f"Received: image_size={image_size!r}"
             )
         self.split = split
         self.size = size
@@ -135,7 +137,7 @@ class CaptionedShapes(Dataset):
         return self._draw(i)[0]
 
     def classnames(self) -> dict:
-        """The test split's classes: parallel lists `"names"` and `"split"` ("seen" or "held out")."""
+        """The test split's classes: parallel lists "names" and "split" ("seen" or "held out")."""
         split = ["held out" if held_out(scene) else "seen" for scene in classes()]
         return {"names": [class_name(scene) for scene in classes()], "split": split}
 
@@ -143,7 +145,7 @@ class CaptionedShapes(Dataset):
         """Scene `i`, and the random numbers left for its words and its picture."""
         if not 0 <= i < len(self):
             raise IndexError(f"Scene {i} of {len(self)} was asked for.")
-        rng = random.Random(f"{self.seed}/{self.split}/{i}")  # noqa: S311
+        rng = random.Random(f"{self.seed}/{self.split}/{i}")
         if self.split == "test":
             scene = classes()[i % len(classes())]
         elif self.split == "train":
@@ -290,7 +292,7 @@ def _background(ground, rng, image_size):
 def _grain(image_size):
     """Noise of -4 to 4 levels, twice as wide as an image."""
     side = 2 * image_size
-    noise = np.frombuffer(random.Random("grain").randbytes(side * side), "uint8")  # noqa: S311
+    noise = np.frombuffer(random.Random("grain").randbytes(side * side), "uint8")
     return noise.reshape(side, side).astype("int64") % 9 - 4
 
 

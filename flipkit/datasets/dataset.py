@@ -19,8 +19,9 @@ class Dataset(Configurable):
     the length is asked for. Worker processes get the dataset pickled, so that what can't be pickled
     (open files, maps) stays out of the object or is dropped in `__getstate__`.
 
-    `data[i]` raises `BadSample` for a sample that can't be used, which keeps its place and is
-    replaced by the feed, `DataError` where the data as a whole can't, and `IndexError` past the end.
+    `data[i]` raises `BadSample` for a sample that can't be used, which keeps its place and which a
+    feed replaces; `DataError` where the data as a whole can't be; and `IndexError` unless
+    `0 <= i < len(data)`.
     """
 
     def __len__(self) -> int:

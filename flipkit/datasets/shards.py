@@ -35,9 +35,9 @@ class ImageTextShards(Dataset):
     and what else is known of it (`.json`, an object). Of two members of one kind the first counts.
     A sample that lacks its image or any text keeps its place and raises `BadSample`.
 
-    Where each sample lies is found once per shard from the tar headers and kept as a memory-mapped
-    file in `$FLIPKIT_CACHE/index`, by default `~/.cache/flipkit/index`; a shard that changed is read
-    anew. Only the shards in use are open, at most 64 in a process.
+    Where each sample lies is read from the tar headers once per shard and kept as a memory-mapped
+    file in `$FLIPKIT_CACHE/index`, by default `~/.cache/flipkit/index`; a shard that changed is
+    indexed anew. Only shards in use are open, at most 64 in a process.
 
     Args:
         path: one pattern or a list of them, with `*`, `?`, `[...]`, `**`, `~`, `{a,b}` and
@@ -54,7 +54,7 @@ class ImageTextShards(Dataset):
     """
 
     def __init__(self, path=None, text_fields=("captions",)):
-        self.path = path
+        self.path = os.fspath(path) if isinstance(path, os.PathLike) else path
         self.text_fields = (text_fields,) if isinstance(text_fields, str) else tuple(text_fields)
 
     def __len__(self):
@@ -96,37 +96,22 @@ class ImageTextShards(Dataset):
         return np.cumsum([count for *_, count in self._shards])
 
     def _find(self, i):
-        """The shard of sample `i`, its id, and what `Shard.read` takes: its image, text and json."""
+        """The shard of sample `i`, its id, and (offset, size) or None of image, text and json."""
         if not 0 <= i < len(self):
             raise IndexError(f"Sample {i} of {len(self)} was asked for.")
         number = int(np.searchsorted(self._ends, i, side="right"))
         path, version, count = self._shards[number]
         shard = _open(path, version)
         entry = shard.index[i - int(self._ends[number]) + count]
-        key = f"{os.path.basename(path)}:{entry['key'].decode(errors='replace')}"
-        return (
-            shard,
-            key,
-            [(start, size) if start else None for start, size in entry["members"].tolist()],
-        )
+        key = f"{os.path.basename(path)}:{bytes(entry['key']).decode(errors='replace')}"
+        members = [(start, size) if start else None for start, size in entry["members"].tolist()]
+        return shard, key, members
 
     def _words(self, shard, key, members):
         """A sample without its image."""
+        text, details = [shard.read(member) if member else None for member in members[TEXT:]]
         try:
-            caption = shard.read(members[TEXT]).decode() if members[TEXT] else None
-            meta = json.loads(shard.read(members[JSON])) if members[JSON] else {}
-            if not isinstance(meta, dict):
-                raise ValueError(
-                    f"expected an object in the .json, received a {type(meta).__name__}"
-                )
-            found = [meta.get("caption") if caption is None else caption]
-            for name in self.text_fields:
-                field = meta.get(name)
-                found += field if isinstance(field, list) else [field]
-            texts = list(
-                dict.fromkeys(t.strip() for t in found if isinstance(t, str) and t.strip())
-            )
-            "".join(texts).encode()  # a lone surrogate, which JSON can spell, is no text
+            texts, meta = parse(text, details, self.text_fields)
         except (ValueError, RecursionError) as error:  # what decode, loads and encode raise
             raise BadSample(f"{key} has unreadable text: {error}") from error
         if not texts:
@@ -136,6 +121,20 @@ class ImageTextShards(Dataset):
             )
         label = {"label": meta["label"]} if type(meta.get("label")) is int else {}
         return {"texts": texts, "id": key, "meta": meta, **label}
+
+
+def parse(text: bytes | None, details: bytes | None, fields) -> tuple[list[str], dict]:
+    """The texts of a sample, caption first and without repeats, and what its `.json` holds."""
+    meta = {} if details is None else json.loads(details)
+    if not isinstance(meta, dict):
+        raise ValueError(f"expected an object in the .json, received a {type(meta).__name__}")
+    found = [meta.get("caption") if text is None else text.decode()]
+    for name in fields:
+        value = meta.get(name)
+        found += value if isinstance(value, list) else [value]
+    found = [value.strip() for value in found if isinstance(value, str) and value.strip()]
+    "".join(found).encode()  # JSON can spell lone surrogates, which are no text
+    return list(dict.fromkeys(found)), meta
 
 
 class Shard:
@@ -180,7 +179,7 @@ def _measure(path):
 
 
 def load_index(shard: Shard):
-    """A shard's index, memory-mapped from the cache folder; built, and saved there, if it is new."""
+    """A shard's index: mapped from the cache folder, or built and saved there if it is new."""
     if shard.version in _unsaved:
         return _unsaved[shard.version]
     folder = os.path.join(os.environ.get("FLIPKIT_CACHE", "~/.cache/flipkit"), "index")
@@ -230,21 +229,23 @@ def scan(shard: Shard):
                         f"{shard.path} is cut short: expected {member.size} bytes of member "
                         f"{member.name!r} at byte {member.offset_data}, received {there}. {remedy}"
                     )
-                key, dot, extension = _split(member.name)
+                key, extension = _split(member.name)
                 kind = KINDS.get(extension.lower())
-                if key and dot and kind is not None and member.isreg() and not member.issparse():
-                    if rows[key][kind] == (0, 0):
-                        rows[key][kind] = (member.offset_data, member.size)
+                if not key or kind is None or not member.isreg() or member.issparse():
+                    continue
+                if rows[key][kind] == (0, 0):
+                    rows[key][kind] = (member.offset_data, member.size)
             end = tar.offset
     except (tarfile.TarError, RecursionError) as error:
         what = f"damaged after member {member.name!r}" if member else "no tar file"
         raise DataError(
-            f"{shard.path} is {what}: {error}. It has {shard.size} bytes and begins with {head!r}. {remedy}"
+            f"{shard.path} is {what}: {error}. Received: {shard.size} bytes, beginning {head!r}. "
+            f"{remedy}"
         ) from error
-    if any(block := os.pread(shard.file, tarfile.BLOCKSIZE, end)) or len(block) < tarfile.BLOCKSIZE:
-        raise DataError(
-            f"{shard.path} is cut short or damaged after member {member and member.name!r}: expected "
-            f"another one or the end mark of a tar at byte {end} of {shard.size}. {remedy}"
+    if os.pread(shard.file, tarfile.BLOCKSIZE, end) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise DataError(  # tarfile takes this for the end and drops what follows
+            f"{shard.path} is cut short or damaged after member {member and member.name!r}: "
+            f"expected a header or a tar's end mark at byte {end} of {shard.size}. {remedy}"
         )
     keys = [key.encode(errors="surrogateescape") for key in rows]
     index = np.empty(
@@ -256,10 +257,10 @@ def scan(shard: Shard):
 
 
 def _split(name):
-    """`"a/b.seg.png"` -> `("a/b", ".", "seg.png")`; the key of a hidden file is empty."""
+    """`"a/b.seg.png"` -> `("a/b", "seg.png")`; the key of a hidden file (`"a/.b"`) is empty."""
     folder, slash, last = name.rpartition("/")
-    stem, dot, extension = last.partition(".")
-    return stem and f"{folder}{slash}{stem}", dot, extension
+    stem, _, extension = last.partition(".")
+    return stem and f"{folder}{slash}{stem}", extension
 
 
 def find_shards(path: str | list[str] | None) -> list[str]:

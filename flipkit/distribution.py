@@ -1,0 +1,50 @@
+"""How a run is spread over devices: layouts as data, and their realisation by keras.distribution."""
+
+import dataclasses
+
+import keras
+
+from flipkit.errors import UnknownName, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A way to lay a run over a mesh of devices.
+
+    Attributes:
+        axes: names of the mesh's axes, the batch's first; all devices go to the first.
+        rules: ((path pattern, axes of the variable), ...), as the encoders' `layout()` tells them;
+            variables without a rule are on every device.
+    """
+
+    axes: tuple[str, ...] = ("batch",)
+    rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+
+
+LAYOUTS = {"data_parallel": Layout()}
+
+
+def get(identifier) -> Layout | None:
+    """The layout that a name or object means; None is one device."""
+    if identifier is None or isinstance(identifier, Layout):
+        return identifier
+    if identifier not in LAYOUTS:
+        raise UnknownName(f"Unknown distribution: {identifier!r}. {nearest(identifier, LAYOUTS)}")
+    return LAYOUTS[identifier]
+
+
+def realise(layout: Layout | None):
+    """Makes `layout` the distribution of every Keras object made from now on; None clears it.
+
+    Starts the JAX backend, so it comes after flags and process initialisation, before any object.
+    """
+    if layout is None:
+        keras.distribution.set_distribution(None)
+        return
+    devices = keras.distribution.list_devices()
+    shape = (len(devices),) + (1,) * (len(layout.axes) - 1)
+    mesh = keras.distribution.DeviceMesh(shape, layout.axes, devices)
+    # A feed gives each process its own part of the batch already.
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(device_mesh=mesh, auto_shard_dataset=False)
+    )

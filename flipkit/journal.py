@@ -1,0 +1,208 @@
+"""A run's written records: run.json, metrics.jsonl, TensorBoard, progress, and the files at its end."""
+
+import json
+import os
+import pathlib
+import time
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flipkit import optimizers, report
+from flipkit.errors import ConfigurationError
+
+NOT_COMPARED = ("log_every", "checkpoint_every", "evaluate_every", "evaluators")
+
+
+class Journal:
+    """Writes what a run does into its workdir, and tells the user.
+
+    Args:
+        folder: the workdir, or None to write nothing.
+        record: what `run.json` holds.
+        say: called with each line for the user; None is silent.
+
+    Raises:
+        ConfigurationError: the workdir holds another run; the message names what differs.
+    """
+
+    def __init__(self, folder, record, say=None):
+        self.folder = None if folder is None else pathlib.Path(folder)
+        self.say = say or (lambda line: None)
+        self.seconds, self.last, self._board = 0.0, {}, None
+        if self.folder is not None:
+            self._claim(record)
+
+    def _claim(self, record):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "run.json"
+        if path.exists():
+            differing = _differences(json.loads(path.read_text())["run"], record["run"])
+            if differing:
+                shown = "\n  ".join(differing[:10])
+                raise ConfigurationError(
+                    f"{self.folder} holds another run. It differs from this one in\n  {shown}\n"
+                    "Choose another --workdir, or repeat the command that began it."
+                )
+        else:
+            write_text(path, json.dumps(record, indent=1))
+
+    @property
+    def metrics_path(self) -> pathlib.Path:
+        """One JSON object per line."""
+        return self.folder / "metrics.jsonl"
+
+    def rewind(self, step):
+        """Forgets what was logged after the checkpoint that the run goes on from."""
+        if self.folder is None:
+            return
+        rows = [row for row in read_metrics(self.folder) if row["step"] <= step]
+        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.seconds = rows[-1]["seconds"] if rows else 0.0
+        self.last = dict(item for row in rows for item in row.items())
+        self._board = _tensorboard(self.folder)
+
+    def callback(self, run, phase, step, batches):
+        """The Keras callback that keeps this journal during a phase."""
+        return _Keep(self, run, phase, step, batches)
+
+    def write(self, row):
+        """One line of metrics, and the same for TensorBoard."""
+        self.last.update(row)
+        if self.folder is None:
+            return
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._board.add_scalar(name, value, row["step"])
+
+    def reject(self, rejects):
+        """Bad samples: (slot, index, reason)."""
+        if self.folder is not None and rejects:
+            with (self.folder / "rejects.jsonl").open("a", encoding="utf-8") as file:
+                for slot, index, reason in rejects:
+                    line = {"slot": slot, "index": index, "reason": reason}
+                    file.write(json.dumps(line) + "\n")
+
+    def finish(self, model):
+        """The finished model, with averaged weights where they are kept, and a picture of the run."""
+        if self.folder is None:
+            return
+        with optimizers.averaged_weights(model):
+            save_model(model, self.folder / "model.keras")
+        picture = report.draw_run(read_metrics(self.folder), self.folder / "summary.png")
+        self.say(report.summary(self.last))
+        written = ["model.keras", "metrics.jsonl", *([picture.name] if picture else [])]
+        self.say(f"Written to {self.folder}: {', '.join(written)}")
+        if picture is None:
+            self.say("No picture: matplotlib is missing (pip install 'flipkit[plot]').")
+
+    def close(self):
+        """Flushes what is open."""
+        if self._board is not None:
+            self._board.close()
+
+
+class _Keep(keras.callbacks.Callback):
+    """Writes a row per window, and moves the progress bar."""
+
+    def __init__(self, journal, run, phase, step, batches):
+        super().__init__()
+        self.journal, self.run, self.phase, self.step, self.batches = journal, run, phase, step, batches
+        self.told = 0
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+    def on_train_begin(self, logs=None):
+        self.bar.start()
+        self.task = self.bar.add_task("compiling", total=self.run.steps, completed=self.step)
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        self.bar.update(self.task, completed=self.step)
+
+    def on_epoch_end(self, epoch, logs=None):
+        journal, phase = self.journal, self.run.phases[self.phase]
+        before = sum(p.steps for p in self.run.phases[: self.phase])
+        samples = sum(p.samples for p in self.run.phases[: self.phase])
+        steps = self.step - max(journal.last.get("step", 0), before)
+        if "pairs_per_second" in logs:
+            journal.seconds += steps * phase.batch_size / logs["pairs_per_second"]
+        rejects = self.batches.rejects[self.told :]
+        self.told = len(self.batches.rejects)
+        journal.reject(rejects)
+        row = {
+            "step": self.step,
+            "phase": self.phase,
+            "samples": samples + (self.step - before) * phase.batch_size,
+            "seconds": round(journal.seconds, 3),
+            "learning_rate": float(self.model.optimizer.learning_rate),
+            "rejected": self.told,
+            **{name: float(value) for name, value in logs.items()},
+        }
+        journal.write(row)
+        line = report.line(row, self.run.steps)
+        self.bar.update(self.task, description=line.split("  ")[0])
+        if self.bar.disable:
+            journal.say(line)
+        else:
+            self.bar.console.print(line)
+
+    def on_train_end(self, logs=None):
+        self.bar.stop()
+
+
+def read_metrics(folder) -> list[dict]:
+    """The rows of a workdir's metrics.jsonl; a last line cut by a kill is left out."""
+    path = pathlib.Path(folder) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        if line.endswith("}"):
+            rows.append(json.loads(line))
+    return rows
+
+
+def write_text(path, text):
+    """Writes a whole file or nothing."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def save_model(model, path):
+    """Keras's `save`, written whole or not at all."""
+    temporary = path.with_name("part." + path.name)
+    model.save(temporary)
+    os.replace(temporary, path)
+
+
+def _differences(old, new, path=""):
+    """Paths in which two run configs differ, but for how often to log and to save."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in {**old, **new}:
+            if path or key not in NOT_COMPARED:
+                below = path if key == "config" else f"{path}.{key}".lstrip(".")
+                lines += _differences(old.get(key), new.get(key), below)
+        return lines
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [
+            line
+            for i, pair in enumerate(zip(old, new, strict=True))
+            for line in _differences(*pair, f"{path}.{i}")
+        ]
+    return [] if old == new else [f"{path}: {old!r} there, {new!r} here"]
+
+
+def _tensorboard(folder):
+    """A TensorBoard writer, where tensorboardX is installed; without TensorFlow."""
+    try:
+        import tensorboardX
+    except ImportError:
+        return None
+    return tensorboardX.SummaryWriter(str(folder / "tensorboard"))

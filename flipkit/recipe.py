@@ -1,0 +1,152 @@
+"""Recipes: finding them by path or name, setting their dials, changing their runs by path."""
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import json
+import pathlib
+import sys
+
+from flipkit import plugins
+from flipkit.errors import ConfigurationError, UnknownName, nearest
+
+
+def shipped() -> dict[str, pathlib.Path]:
+    """Recipes that come with flipkit: {name: file}."""
+    here = pathlib.Path(__file__).parent
+    # In a wheel they are inside the package; in a checkout beside it.
+    folders = [here / "recipes", here.parent / "recipes"]
+    return {p.stem: p for folder in folders for p in sorted(folder.glob("*.py"))}
+
+
+def names() -> list[str]:
+    """Every recipe that can be run by name."""
+    return sorted({*shipped(), *plugins.names("recipes")})
+
+
+def load(identifier):
+    """The recipe function that `identifier` means.
+
+    Args:
+        identifier: a path to a `.py` file with a function `recipe`, a shipped name, a plugin's name,
+            or a `run.json`.
+
+    Raises:
+        UnknownName: no such file or name.
+        ConfigurationError: the file has no function `recipe`.
+    """
+    path = pathlib.Path(identifier)
+    if path.suffix == ".json" and path.is_file():
+        return _recorded(path)
+    if path.suffix == ".py" and path.is_file():
+        return _from_file(path)
+    if path.suffix == ".py" or len(path.parts) > 1:
+        raise UnknownName(f"No recipe file: {identifier}. {nearest(path.stem, names())}")
+    if identifier in shipped():
+        return _from_file(shipped()[identifier])
+    if identifier in plugins.names("recipes"):
+        found = plugins.component("recipes", identifier)
+        if inspect.ismodule(found):
+            return _function(found, found.__name__)
+        return _from_file(pathlib.Path(found)) if isinstance(found, (str, pathlib.Path)) else found
+    raise UnknownName(f"Unknown recipe: {identifier!r}. {nearest(identifier, names())}")
+
+
+def _from_file(path):
+    name = path.stem
+    with _folder_importable(path.resolve().parent):
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # so that classes written in the recipe can be found again
+        spec.loader.exec_module(module)
+    return _function(module, path)
+
+
+@contextlib.contextmanager
+def _folder_importable(folder):
+    """Inside it, a recipe can import its neighbours, as a script can."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _function(module, where):
+    function = getattr(module, "recipe", None)
+    if not inspect.isfunction(function):
+        raise ConfigurationError(
+            f"{where} has no function `recipe`. A recipe is `def recipe(...): return flipkit.Run(...)`"
+        )
+    return function
+
+
+def _recorded(path):
+    def recipe():
+        from flipkit.training import Run
+
+        return Run.from_config(json.loads(path.read_text())["run"])
+
+    return recipe
+
+
+def dials(function) -> dict[str, object]:
+    """A recipe's own arguments: {name: default}."""
+    return {n: p.default for n, p in inspect.signature(function).parameters.items()}
+
+
+def make(function, settings: dict[str, str]):
+    """The run that a recipe function describes, with `settings` applied.
+
+    A name that the function takes goes to it, so that what it derives follows; any other is a dotted
+    path into the run.
+
+    Raises:
+        UnknownName: no such argument or path.
+    """
+    own = dials(function)
+    values = {name: parse(text) for name, text in settings.items()}
+    given = {name: _like(own[name], value) for name, value in values.items() if name in own}
+    run = function(**given)
+    for path, value in values.items():
+        if path in own:
+            continue
+        if "." not in path and path not in run.get_config():
+            raise UnknownName(f"Unknown: {path!r}. {nearest(path, {*own, *run.get_config()})}")
+        run = run.with_override(path, value)
+    return run
+
+
+def _like(default, value):
+    whole = isinstance(value, float) and value == int(value)
+    return int(value) if isinstance(default, int) and whole else value
+
+
+def parse(text: str):
+    """A Python literal (`0.5`, `None`, `(0.3, 1)`), `true`, `false` or `none`; else the string itself."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def split_settings(arguments) -> dict[str, str]:
+    """`["a=1", "b.c=x"]` -> `{"a": "1", "b.c": "x"}`."""
+    settings = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or not name:
+            raise ConfigurationError(f"Expected name=value. Received: {argument!r}")
+        settings[name] = value
+    return settings
+
+
+def summary(function) -> str:
+    """First line of the recipe file's docstring."""
+    text = inspect.getmodule(function).__doc__ or function.__doc__ or ""
+    return text.strip().splitlines()[0] if text.strip() else ""

@@ -1,0 +1,113 @@
+"""Runs as people look at them: tables, lines of progress, pictures."""
+
+import math
+import pathlib
+
+
+def line(row, steps) -> str:
+    """A row of metrics as one line of progress."""
+    parts = [f"step {row['step']:,}/{steps:,}", f"loss {row['loss']:.3f}"]
+    parts.append(f"in-batch {row['image_to_text_accuracy']:.1%}")
+    parts.append(f"rate {row['learning_rate']:.2e}")
+    if "pairs_per_second" in row:
+        parts.append(f"{row['pairs_per_second']:,.0f} pairs/s")
+        parts.append(f"waiting for data {row['data_wait']:.0%}")
+    if row["rejected"]:
+        parts.append(f"{row['rejected']} bad samples replaced")
+    parts += [f"{name} {value:.3g}" for name, value in evaluations(row).items()]
+    return "  ".join(parts)
+
+
+def evaluations(row) -> dict[str, float]:
+    """What evaluators found, without counts: the metrics whose names have a `/`."""
+    found = {name: value for name, value in row.items() if "/" in name}
+    return {n: v for n, v in found.items() if n.rsplit("/", 1)[1] not in ("count", "images", "texts")}
+
+
+def summary(row) -> str:
+    """The end of a run, in a few lines."""
+    lines = [
+        f"Done: {row['samples']:,} pairs in {row['seconds']:,.0f} s of training, "
+        f"loss {row['loss']:.3f}, learning rate {row['learning_rate']:g} at the end."
+    ]
+    if row.get("rejected"):
+        lines.append(f"{row['rejected']:,} bad samples were replaced; see rejects.jsonl.")
+    lines += [f"  {name}: {value:.4g}" for name, value in evaluations(row).items()]
+    return "\n".join(lines)
+
+
+def draw_run(rows, path) -> pathlib.Path | None:
+    """A run's loss, accuracy and evaluations over time, from its rows of metrics.
+
+    Returns:
+        `path`, or None where matplotlib is missing.
+    """
+    plt = _pyplot()
+    if plt is None:
+        return None
+    names = sorted({name for row in rows for name in evaluations(row)})
+    figure, axes = plt.subplots(1, 3 if names else 2, figsize=(15 if names else 10, 4.2))
+    _curve(axes[0], rows, "loss", "contrastive loss")
+    _curve(axes[1], rows, "image_to_text_accuracy", "in-batch accuracy, image to text")
+    for name in names[:8]:
+        _curve(axes[2], rows, name, "evaluations", label=name)
+    for axis in axes:
+        for a, b in zip(rows, rows[1:], strict=False):
+            if a["phase"] != b["phase"]:
+                axis.axvline(a["seconds"], color="0.5", linestyle=":", label="next phase")
+        axis.set_xlabel("seconds of training")
+        axis.grid(alpha=0.3)
+    if names:
+        axes[2].legend(fontsize=8)
+    return _save(figure, plt, pathlib.Path(path))
+
+
+def draw_comparison(runs, metric, path, *, title, chance=None) -> pathlib.Path | None:
+    """A metric against training time, one line per run.
+
+    Args:
+        runs: {label: rows of metrics}.
+        metric: a name in metrics.jsonl, such as "zero_shot/top1".
+        chance: the metric of a guess, drawn as a dotted line.
+    """
+    plt = _pyplot()
+    if plt is None:
+        return None
+    figure, axis = plt.subplots(figsize=(7.5, 4.8))
+    for label, rows in runs.items():
+        _curve(axis, rows, metric, title, label=label, percent=True)
+    if chance is not None:
+        axis.axhline(100 * chance, color="0.5", linestyle=":", label=f"chance ({chance:.2%})")
+    axis.set_xlabel("seconds of training")
+    axis.set_ylabel("%")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return _save(figure, plt, pathlib.Path(path))
+
+
+def _curve(axis, rows, name, title, label=None, percent=False):
+    points = [(row["seconds"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
+    if points:
+        x, y = zip(*points, strict=True)
+        y = [100 * value for value in y] if percent else y
+        axis.plot(x, y, marker="o" if len(points) < 30 else None, markersize=4, label=label)
+    axis.set_title(title)
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure, plt, path):
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

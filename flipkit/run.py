@@ -1,0 +1,133 @@
+"""`python -m flipkit.run RECIPE [name=value ...] --workdir DIR`: trains what a recipe describes.
+
+RECIPE is a file with a function `recipe`, a name (--recipes lists them), or a run.json. name=value sets
+an argument of the recipe function, or anything in its run by a dotted path (--list shows them). The
+same command again goes on from the last checkpoint.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from rich.console import Console
+from rich.table import Table
+
+from flipkit import recipe
+from flipkit.errors import ConfigurationError, FlipkitError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/<recipe's name>.")
+_RECIPES = flags.DEFINE_bool("recipes", False, "List the recipes that can be run by name, and stop.")
+_LIST = flags.DEFINE_bool("list", False, "List what can be set in RECIPE, and stop.")
+
+
+def main(arguments):
+    """Runs the command line; returns the exit code."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        if _RECIPES.value:
+            console.print(recipes_table())
+            return 0
+        if len(arguments) < 2:
+            raise ConfigurationError(
+                "Expected a recipe: python -m flipkit.run RECIPE [name=value ...] --workdir DIR. "
+                f"Known: {', '.join(recipe.names())}."
+            )
+        name, *settings = arguments[1:]
+        function = recipe.load(name)
+        run = recipe.make(function, recipe.split_settings(settings))
+        if _LIST.value:
+            console.print(settings_table(function, run))
+            return 0
+        cache_programs()
+        short = pathlib.Path(name).stem
+        workdir = pathlib.Path(_WORKDIR.value or f"runs/{short}")
+        len(run.data) if run.data is not None else _no_data()
+        console.print(run_table(run, name, workdir))
+        run.start(workdir, recipe=name, say=lambda text: console.print(text, highlight=False))
+    except FlipkitError as problem:
+        print(f"flipkit: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _no_data():
+    raise ConfigurationError(
+        "No data to train on: set data.path='/data/laion400m/*.tar' (tar shards) or "
+        "data=captioned_shapes (built in)."
+    )
+
+
+def recipes_table() -> Table:
+    """Every recipe by name, with the first line of its docstring."""
+    table = Table("recipe", "what it is", title="Recipes")
+    for name in recipe.names():
+        try:
+            what = recipe.summary(recipe.load(name))
+        except FlipkitError as problem:
+            what = f"broken: {problem}"
+        table.add_row(name, what)
+    return table
+
+
+def settings_table(function, run) -> Table:
+    """What name=value can set: the recipe's arguments first, then every path in its run."""
+    table = Table("name", "value", title="What can be set: name=value")
+    for name, value in recipe.dials(function).items():
+        table.add_row(f"[bold]{name}[/bold]", f"{value!r}  (argument of the recipe)")
+    for path, value in run.paths().items():
+        table.add_row(path, repr(value) if not isinstance(value, str) else value)
+    return table
+
+
+def run_table(run, name, workdir) -> Table:
+    """What will run: model, parameters, patches, data, phases, plugins."""
+    import jax
+    import keras
+
+    from flipkit import plugins
+    from flipkit.encoders import shape_only, weights
+
+    table = Table(show_header=False, title=f"flipkit run {name}")
+    image, text = (weights(shape_only(part)) for part in (run.model.image, run.model.text))
+    table.add_row("model", f"{_named(run.model.image)} + {_named(run.model.text)}")
+    table.add_row("parameters", f"image {image:,}, text {text:,}")
+    table.add_row("masking", run.model.masking_summary())
+    table.add_row("data", f"{run.data!r}: {len(run.data):,} samples")
+    for i, phase in enumerate(run.phases):
+        masked = "" if phase.mask_ratio is None else f", mask ratio {phase.mask_ratio:g}"
+        what = f"{phase.samples:,} pairs, {phase.steps:,} steps of {phase.batch_size:,}{masked}"
+        table.add_row(f"phase {i}", what)
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    table.add_row("devices", f"{devices}, distribution={run.distribution}")
+    table.add_row("precision", str(run.model.dtype_policy.name))
+    found = ", ".join(f"{n} {v}" for n, v in plugins.distributions().items()) or "none"
+    table.add_row("plugins", found)
+    table.add_row("keras, jax", f"{keras.__version__}, {jax.__version__}")
+    table.add_row("workdir", str(workdir))
+    return table
+
+
+def _named(part):
+    sizes = {n: getattr(part, n, None) for n in ("image_size", "patch_size", "dim", "depth", "heads")}
+    told = ", ".join(f"{n}={v}" for n, v in sizes.items() if v is not None)
+    return f"{type(part).__name__}({told})"
+
+
+def cache_programs():
+    """Keeps compiled programs between processes, so that a run that goes on starts at once."""
+    import jax
+
+    folder = os.environ.get("FLIPKIT_CACHE", pathlib.Path.home() / ".cache" / "flipkit")
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder) / "programs"))
+
+
+def start():
+    """The console entry point."""
+    flags.FLAGS.set_gnu_getopt(True)  # flags may follow name=value
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)
+
+
+if __name__ == "__main__":
+    start()
