@@ -1,8 +1,10 @@
 """A run's written records: run.json, metrics.jsonl, TensorBoard, progress, and the files at its end."""
 
+import hashlib
 import json
 import os
 import pathlib
+import shutil
 import time
 
 import keras
@@ -11,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flipkit import optimizers, report
 from flipkit.errors import ConfigurationError
+from flipkit.paths import canonical
 
 NOT_COMPARED = ("log_every", "checkpoint_every", "evaluate_every", "evaluators")
 
@@ -30,14 +33,14 @@ class Journal:
     def __init__(self, folder, record, say=None):
         self.folder = None if folder is None else pathlib.Path(folder)
         self.say = say or (lambda line: None)
-        self.seconds, self.last, self._board = 0.0, {}, None
+        self.seconds, self.last, self.rejected, self._board = 0.0, {}, 0, None
         if self.folder is not None:
             self._claim(record)
 
     def _claim(self, record):
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "run.json"
-        if path.exists():
+        if path.exists() and self._begun():
             differing = _differences(json.loads(path.read_text())["run"], record["run"])
             if differing:
                 shown = "\n  ".join(differing[:10])
@@ -46,7 +49,12 @@ class Journal:
                     "Choose another --workdir, or repeat the command that began it."
                 )
         else:
+            shutil.rmtree(self.folder / "tokenizer", ignore_errors=True)  # of a run that never began
             write_text(path, json.dumps(record, indent=1))
+
+    def _begun(self):
+        """Whether the run in the folder got as far as a row of metrics or a checkpoint."""
+        return bool(read_metrics(self.folder)) or any(self.folder.glob("checkpoints/*"))
 
     @property
     def metrics_path(self) -> pathlib.Path:
@@ -61,7 +69,20 @@ class Journal:
         write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
         self.seconds = rows[-1]["seconds"] if rows else 0.0
         self.last = dict(item for row in rows for item in row.items())
+        rejects = _read_lines(self.folder / "rejects.jsonl")
+        rejects = [reject for reject in rejects if reject["slot"] < self.last.get("samples", 0)]
+        self.rejected = len(rejects)
+        if rejects or (self.folder / "rejects.jsonl").exists():
+            lines = "".join(json.dumps(reject) + "\n" for reject in rejects)
+            write_text(self.folder / "rejects.jsonl", lines)
         self._board = _tensorboard(self.folder)
+
+    def begin(self, model):
+        """Records what the run starts from: a digest of its initial weights."""
+        self.start = {"initial_weights": fingerprint(model.trainable_variables)}
+        self.say(f"Initial weights {self.start['initial_weights']}.")
+        if self.folder is not None:
+            write_text(self.folder / "start.json", json.dumps(self.start))
 
     def callback(self, run, phase, step, batches):
         """The Keras callback that keeps this journal during a phase."""
@@ -81,6 +102,7 @@ class Journal:
 
     def reject(self, rejects):
         """Bad samples: (slot, index, reason)."""
+        self.rejected += len(rejects)
         if self.folder is not None and rejects:
             with (self.folder / "rejects.jsonl").open("a", encoding="utf-8") as file:
                 for slot, index, reason in rejects:
@@ -142,7 +164,7 @@ class _Keep(keras.callbacks.Callback):
             "samples": samples + (self.step - before) * phase.batch_size,
             "seconds": round(journal.seconds, 3),
             "learning_rate": float(self.model.optimizer.learning_rate),
-            "rejected": self.told,
+            "rejected": journal.rejected,
             **{name: float(value) for name, value in logs.items()},
         }
         journal.write(row)
@@ -159,12 +181,21 @@ class _Keep(keras.callbacks.Callback):
 
 def read_metrics(folder) -> list[dict]:
     """The rows of a workdir's metrics.jsonl; a last line cut by a kill is left out."""
-    path = pathlib.Path(folder) / "metrics.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        if line.endswith("}"):
-            rows.append(json.loads(line))
-    return rows
+    return _read_lines(pathlib.Path(folder) / "metrics.jsonl")
+
+
+def _read_lines(path):
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def fingerprint(variables) -> str:
+    """Sixteen hex digits that are equal if and only if the variables' paths and values are bit-equal."""
+    digest = hashlib.sha256()
+    for variable in sorted(variables, key=lambda v: v.path):
+        digest.update(canonical(variable.path).encode())
+        digest.update(keras.ops.convert_to_numpy(variable).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def write_text(path, text):

@@ -273,11 +273,6 @@ def _statistic(value, name):
 # crop and flip; small data wants more.
 
 
-def flip(image, rng, chance=0.5) -> np.ndarray:
-    """Mirrored left to right, with this chance."""
-    return np.ascontiguousarray(image[:, ::-1]) if rng.random() < chance else image
-
-
 def grayscale(image, rng, chance=1.0) -> np.ndarray:
     """Without colour, with this chance: three equal channels."""
     if rng.random() >= chance:
@@ -317,72 +312,117 @@ def colour_jitter(
     return np.clip(out, 0, 255, out=out).astype("uint8")
 
 
-def zoom_out(image, rng, scale=0.5) -> np.ndarray:
-    """The picture shrunk, by a factor between `scale` and 1, on the mean colour of its border."""
+def affine(image, rng, *, scale=(1.0, 1.0), ratio=1.0, degrees=0.0, shift=0.0) -> np.ndarray:
+    """Scaled, stretched, turned and moved in one bilinear resampling, on the colour of its border.
+
+    Args:
+        image: uint8 (height, width, 3).
+        rng: a `numpy.random.Generator`.
+        scale: least and largest factor, drawn evenly in its logarithm; below 1 zooms out.
+        ratio: largest width/height of what was square, at least 1; drawn likewise, either way.
+        degrees: greatest turn either way.
+        shift: greatest move along each axis, as a share of the picture.
+    """
     height, width = image.shape[:2]
-    factor = rng.uniform(scale, 1)
-    h, w = max(1, round(height * factor)), max(1, round(width * factor))
-    top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    out = np.empty_like(image)
-    out[:] = border.mean(0).round()
-    small = Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR)
-    out[top : top + h, left : left + w] = small
-    return out
+    factor = math.exp(rng.uniform(*np.log(scale)))
+    stretch = math.exp(rng.uniform(-0.5, 0.5) * math.log(ratio))
+    angle = math.radians(rng.uniform(-degrees, degrees))
+    across, down = rng.uniform(-shift, shift, 2) * (width, height)
+    cos, sin = math.cos(angle), math.sin(angle)
+    # Pillow asks where a pixel of the result comes from: the inverse, about the centre.
+    x, y = width / 2, height / 2
+    a, b = cos / (factor * stretch), sin / (factor * stretch)
+    d, e = -sin * stretch / factor, cos * stretch / factor
+    inverse = (
+        a,
+        b,
+        x - a * (x + across) - b * (y + down),
+        d,
+        e,
+        y - d * (x + across) - e * (y + down),
+    )
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).mean(0)
+    out = Image.fromarray(image).transform(
+        (width, height),
+        Image.Transform.AFFINE,
+        inverse,
+        Image.Resampling.BILINEAR,
+        fillcolor=tuple(int(value) for value in border.round()),
+    )
+    return np.array(out)
+
+
+def sketch(image, rng) -> np.ndarray:
+    """Edges darkened and fills faded towards white, both by a random amount: like a drawn outline."""
+    lines = image.astype("int16")
+    edge = np.zeros(image.shape[:2], "int16")
+    across, down = np.abs(np.diff(lines, axis=1)).max(2), np.abs(np.diff(lines, axis=0)).max(2)
+    edge[:, 1:], edge[1:] = across, np.maximum(edge[1:], down)
+    ink = np.clip(edge * np.float32(rng.uniform(1, 4) / 255) - 0.1, 0, 1)[..., None]
+    fade = np.float32(rng.uniform() * (rng.random() < 0.5))
+    faded = lines + (255 - lines) * fade
+    return (faded * (1 - ink)).astype("uint8")
 
 
 @registry.register
 class Augment(registry.Configurable):
     """Random changes to a picture, uint8 (height, width, 3) -> the same shape; all off by default.
 
+    FLIP uses none beside its crop; small data wants more. In this order:
+
     Args:
-        flip: chance of a mirror image.
-        zoom_out: smallest factor the picture is shrunk by, on the colour of its border; 1 is off.
-        brightness: strength in `colour_jitter`, as the next three.
-        contrast: about the mean brightness.
-        saturation: about grey.
+        sketch: chance of `sketch`.
+        colour: chance of the four jitters of `colour_jitter` that follow.
+        brightness, contrast, saturation: strengths, in [0, 1].
         hue: in shares of the circle, at most 0.5.
         grayscale: chance of losing all colour.
+        scale, ratio, degrees, shift: as in `affine`.
     """
 
     def __init__(
         self,
         *,
-        flip=0.0,
-        zoom_out=1.0,
+        sketch=0.0,
+        colour=1.0,
         brightness=0.0,
         contrast=0.0,
         saturation=0.0,
         hue=0.0,
         grayscale=0.0,
+        scale=(1.0, 1.0),
+        ratio=1.0,
+        degrees=0.0,
+        shift=0.0,
     ):
-        self.flip = flip
-        self.zoom_out = zoom_out
-        self.brightness = brightness
-        self.contrast = contrast
-        self.saturation = saturation
-        self.hue = hue
+        self.sketch, self.colour = sketch, colour
+        self.brightness, self.contrast = brightness, contrast
+        self.saturation, self.hue = saturation, hue
         self.grayscale = grayscale
-        for name, value in vars(self).items():
-            most = 0.5 if name == "hue" else 1
+        self.scale, self.ratio, self.degrees, self.shift = tuple(scale), ratio, degrees, shift
+        limits = dict.fromkeys(
+            ("sketch", "colour", "brightness", "contrast", "saturation", "grayscale", "shift"), 1
+        )
+        for name, most in {**limits, "hue": 0.5, "degrees": 180}.items():
+            value = getattr(self, name)
             if not 0 <= value <= most:
                 raise ConfigurationError(
                     f"Expected {name} in [0, {most}]. Received: {name}={value}"
                 )
-        if not zoom_out:
-            raise ConfigurationError("Expected zoom_out above 0: 1 is off. Received: zoom_out=0")
+        if not 0 < scale[0] <= scale[1]:
+            raise ConfigurationError(f"Expected scale as two rising factors. Received: {scale=}")
+        if ratio < 1:
+            raise ConfigurationError(f"Expected ratio at least 1. Received: {ratio=}")
 
     def __call__(self, image, rng) -> np.ndarray:
         """`image` changed; what is off draws no random number."""
-        colour = {
-            name: getattr(self, name) for name in ("brightness", "contrast", "saturation", "hue")
-        }
-        if self.flip:
-            image = flip(image, rng, self.flip)
-        if self.zoom_out < 1:
-            image = zoom_out(image, rng, self.zoom_out)
-        if any(colour.values()):
-            image = colour_jitter(image, rng, **colour)
+        jitter = {n: getattr(self, n) for n in ("brightness", "contrast", "saturation", "hue")}
+        place = {n: getattr(self, n) for n in ("scale", "ratio", "degrees", "shift")}
+        if self.sketch and rng.random() < self.sketch:
+            image = sketch(image, rng)
+        if any(jitter.values()) and rng.random() < self.colour:
+            image = colour_jitter(image, rng, **jitter)
         if self.grayscale:
             image = grayscale(image, rng, self.grayscale)
+        if place != {"scale": (1.0, 1.0), "ratio": 1.0, "degrees": 0.0, "shift": 0.0}:
+            image = affine(image, rng, **place)
         return image

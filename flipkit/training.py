@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import inspect
 import itertools
 import json
 import time
@@ -12,9 +13,11 @@ import keras
 from flipkit import datasets, distribution, losses, optimizers, plugins, registry, schedules
 from flipkit.callbacks import Evaluate
 from flipkit.checkpoints import Checkpoints
-from flipkit.errors import ConfigurationError, UnknownName, nearest
+from flipkit.errors import BadSample, ConfigurationError, FlipkitError, UnknownName, nearest
 from flipkit.feed import Feed
 from flipkit.journal import Journal
+from flipkit.model import FLIP
+from flipkit.recipe import as_like
 from flipkit.registry import Configurable, register
 
 TOKENIZER_TEXTS = 50_000  # captions that an untrained tokenizer learns from
@@ -28,7 +31,7 @@ class Phase(Configurable):
         pairs: image-text pairs to train on; whole batches of them are used.
         batch_size: pairs per step.
         schedule: `flipkit.Schedule` over this phase's samples; None keeps the optimizer's own rate.
-        mask_ratio, text_mask_ratio: shares dropped in this phase; None leaves the model's.
+        mask_ratio, text_mask_ratio: shares dropped in this phase; None leaves them as they were.
         optimizer: "kept" goes on with the moments of the phase before, "fresh" starts anew.
     """
 
@@ -50,6 +53,10 @@ class Phase(Configurable):
             raise ConfigurationError(
                 f"A phase needs at least one batch. Received: pairs={pairs:,}, {batch_size=:,}"
             )
+        for name in ("mask_ratio", "text_mask_ratio"):
+            ratio = getattr(self, name)
+            if ratio is not None and not (isinstance(ratio, (int, float)) and 0 <= ratio < 1):
+                raise ConfigurationError(f"Expected a share in [0, 1). Received: {name}={ratio!r}")
         if optimizer not in ("kept", "fresh"):
             raise ConfigurationError(f"Expected optimizer 'kept' or 'fresh'. Received: {optimizer!r}")
 
@@ -64,9 +71,12 @@ class Phase(Configurable):
         return self.steps * self.batch_size
 
 
-def _whole(name, value):
-    if value != int(value) or value < 1:
-        raise ConfigurationError(f"Expected a whole number of at least 1. Received: {name}={value}")
+def _whole(name, value, least=1):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or value != int(value) or value < least:
+        raise ConfigurationError(
+            f"Expected a whole number of at least {least}. Received: {name}={value!r}"
+        )
     return int(value)
 
 
@@ -113,10 +123,15 @@ class Run(Configurable):
         self.optimizer, self.loss = optimizers.get(optimizer), losses.get(loss)
         self.phases, self.evaluators = list(phases), dict(evaluators or {})
         self.seed, self.distribution = seed, distribution
-        self.log_every, self.checkpoint_every = _whole("log_every", log_every), checkpoint_every
-        self.evaluate_every = evaluate_every
+        self.log_every = _whole("log_every", log_every)
+        self.checkpoint_every = _whole("checkpoint_every", checkpoint_every, least=0)
+        self.evaluate_every = _whole("evaluate_every", evaluate_every, least=0)
         if not self.phases:
             raise ConfigurationError("A run needs at least one phase: phases=[flipkit.Phase(...)]")
+        kinds = [("model", model, FLIP), ("feed", self.feed, Feed)]
+        for name, value, kind in [*kinds, *(("phases", phase, Phase) for phase in self.phases)]:
+            if not isinstance(value, kind):
+                raise ConfigurationError(f"Expected a {kind.__name__}. Received: {name}={value!r}")
 
     def get_config(self):
         config = super().get_config()
@@ -131,6 +146,15 @@ class Run(Configurable):
         """Steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
+    def count_data(self) -> int:
+        """How many samples there are to train on; raises if there are none, or no data at all."""
+        if self.data is None:
+            raise ConfigurationError(
+                "No data to train on: set data.path='/data/laion400m/*.tar' (tar shards) or "
+                "data=captioned_shapes (built in)."
+            )
+        return len(self.data)
+
     def with_override(self, path: str, value) -> "Run":
         """A copy with the argument at a dotted `path` changed, such as `model.masker.block`.
 
@@ -144,13 +168,20 @@ class Run(Configurable):
         arguments = {name: getattr(self, name) for name in self.get_config()}
         if head not in arguments:
             raise UnknownName(f"Unknown: {path!r}. {nearest(head, arguments)}")
-        if rest:
-            tree = registry.serialize(arguments[head])
-            _set(tree, rest, value, path)
-            arguments[head] = registry.deserialize(tree)
-        else:
-            arguments[head] = _as_like(arguments[head], value, path)
-        return Run(**arguments)
+        try:
+            if rest:
+                tree = registry.serialize(arguments[head])
+                _set(tree, rest, value, path)
+                arguments[head] = registry.deserialize(tree)
+            else:
+                arguments[head] = as_like(value, [arguments[head]], path)
+            return Run(**arguments)
+        except FlipkitError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
+            # Keras wraps what a constructor raises, flipkit's own errors too, into pages of config.
+            reason = str(problem).rpartition("Exception encountered: ")[2].strip()
+            raise ConfigurationError(f"Can't set {path}={value!r}. {reason}") from problem
 
     def paths(self) -> dict[str, object]:
         """Everything that can be overridden: {dotted path: value}, components as their class."""
@@ -205,7 +236,7 @@ class Run(Configurable):
 
     def _prepare(self, journal):
         """Opens the data, readies tokenizer and model; returns phase index -> its batches."""
-        len(self.data)  # says early and clearly what is wrong with the data
+        self.count_data()  # says early and clearly what is wrong with the data
         train_tokenizer(self.model, self.data, journal)
         self.model.build()
 
@@ -221,35 +252,54 @@ class Run(Configurable):
         """Readies the model for phase `index`; `previous` is the optimizer of the one before."""
         phase = self.phases[index]
         for name in ("mask_ratio", "text_mask_ratio"):
-            if getattr(phase, name) is not None:
-                setattr(self.model, name, getattr(phase, name))
-        kept = previous is not None and phase.optimizer == "kept"
+            told = [getattr(earlier, name) for earlier in self.phases[: index + 1]]
+            if told := [ratio for ratio in told if ratio is not None]:
+                setattr(self.model, name, told[-1])
         config = self.optimizer.get_config()
         if phase.schedule is not None:
-            start = int(previous.iterations) if kept else 0
+            start = self._steps_of_optimizer(index)
             config["learning_rate"] = phase.schedule.bind(phase.batch_size, phase.samples, start)
         optimizer = type(self.optimizer).from_config(registry.serialize(config))
         optimizer.build(self.model.trainable_variables)
-        if kept:
-            for new, old in zip(optimizer.variables, previous.variables, strict=True):
-                if "learning_rate" not in new.path:
-                    new.assign(old)
+        if previous is not None and phase.optimizer == "kept":
+            # A rate that is a number is a variable too, one that a schedule computes is none.
+            moments = [
+                [v for v in o.variables if not v.path.endswith("learning_rate")]
+                for o in (optimizer, previous)
+            ]
+            for new, old in zip(*moments, strict=True):
+                new.assign(old)
         self.model.compile(optimizer, loss=self.loss)
+
+    def _steps_of_optimizer(self, index):
+        """How many steps the optimizer of phase `index` has behind it when the phase begins.
+
+        Counted from the description: a run that goes on within the phase knows no optimizer before.
+        """
+        steps = 0
+        for before, phase in itertools.pairwise(self.phases[: index + 1]):
+            steps = steps + before.steps if phase.optimizer == "kept" else 0
+        return steps
 
     def _train(self, journal, say):
         batches = self._prepare(journal)
-        with Checkpoints(journal.folder / "checkpoints") if journal.folder else contextlib.nullcontext() as saved:
+        folder = journal.folder
+        with Checkpoints(folder / "checkpoints") if folder else contextlib.nullcontext() as saved:
             position = (saved and saved.position()) or {"phase": 0, "step": 0}
             done, optimizer = position["step"], None
             say(f"Resuming at step {done:,} of {self.steps:,}." if done else "Starting at step 0.")
             journal.rewind(done)
+            if not done:
+                journal.begin(self.model)
             for index in range(position["phase"], len(self.phases)):
                 self._enter(index, optimizer)
                 if done and index == position["phase"]:
                     saved.restore(self.model)
                 before = sum(phase.steps for phase in self.phases[:index])
-                self._fit(index, done - before if done > before else 0, before, batches, saved, journal)
+                self._fit(index, max(0, done - before), before, batches, saved, journal)
                 optimizer = self.model.optimizer
+        # A finished run's weights are the averages, where the optimizer keeps them.
+        type(optimizer).finalize_variable_values(optimizer, self.model.trainable_variables)
         journal.finish(self.model)
         return self.model
 
@@ -257,6 +307,9 @@ class Run(Configurable):
         phase, window = self.phases[index], self.log_every
         if done >= phase.steps:
             return
+        # Keras would put the averages in the weights' place after every `fit`: the next phase, and a
+        # run that goes on, train from the weights themselves.
+        self.model.optimizer.finalize_variable_values = lambda variables: None
         opened = batches(index)
         data = opened.from_step(done)
         callbacks = [_StopAt(phase.steps - done)]
@@ -264,12 +317,16 @@ class Run(Configurable):
             callbacks.append(Evaluate(self.evaluators, -(-self.evaluate_every // window)))
         callbacks.append(journal.callback(self, index, before + done, opened))
         if saved:
-            callbacks.append(_Save(saved, index, before + done, -(-self.checkpoint_every // window)))
+            every = -(-self.checkpoint_every // window)
+            callbacks.append(_Save(saved, index, before + done, every))
         try:
             self.model.fit(
                 data,
                 steps_per_epoch=window,
-                epochs=-(-(phase.steps - done) // window),
+                # Windows are numbered from the phase's start, so that what comes every so many of
+                # them comes at the same steps in a run that goes on.
+                initial_epoch=done // window,
+                epochs=done // window + -(-(phase.steps - done) // window),
                 callbacks=callbacks,
                 verbose=0,
             )
@@ -299,11 +356,21 @@ def train_tokenizer(model, data, journal=None):
         tokenizer.load_assets(folder)
     if not tokenizer.trained:
         step = max(1, len(data) // TOKENIZER_TEXTS)
-        texts = (data.texts(i) for i in range(0, len(data), step))
+        texts = (_texts(data, i) for i in range(0, len(data), step))
         tokenizer.train(itertools.chain.from_iterable(texts), model.text.vocab)
     if folder is not None and not folder.is_dir():
-        folder.mkdir(parents=True)
-        tokenizer.save_assets(folder)
+        part = folder.with_name("tokenizer.part")  # a kill leaves no half of it
+        part.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_assets(part)
+        part.rename(folder)
+
+
+def _texts(data, i):
+    """The texts of sample `i`; none of a bad one, which the feed will replace and record."""
+    try:
+        return data.texts(i)
+    except BadSample:
+        return []
 
 
 class _StopAt(keras.callbacks.Callback):
@@ -325,15 +392,13 @@ class _Save(keras.callbacks.Callback):
     def __init__(self, checkpoints, phase, step, every):
         super().__init__()
         self.checkpoints, self.phase, self.step, self.every = checkpoints, phase, step, every
-        self.windows = 0
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
 
     def on_epoch_end(self, epoch, logs=None):
-        self.windows += 1
         last = epoch + 1 == self.params["epochs"]
-        if last or (self.every and self.windows % self.every == 0):
+        if last or (self.every and (epoch + 1) % self.every == 0):
             position = {"phase": self.phase, "step": self.step, "time": time.time()}
             self.checkpoints.save(self.step, self.model, position)
 
@@ -382,24 +447,16 @@ def _set(tree, parts, value, path):
         tree = children[_key(children, part, path)]
     children = _children(tree)
     key = _key(children, parts[-1], path)
-    children[key] = _as_like(children[key], value, path)
+    children[key] = as_like(value, [children[key], _default(tree, key)], path)
 
 
-def _as_like(current, value, path):
-    """`value` in the type of what it replaces."""
-    number = isinstance(current, (int, float)) and not isinstance(current, bool)
-    if number and isinstance(current, int) and isinstance(value, float) and value == int(value):
-        return int(value)  # 1e6 for a count
-    wrong = (
-        (number and not isinstance(value, (int, float)) and value is not None)
-        or (isinstance(current, bool) and not isinstance(value, bool))
-        or (isinstance(current, list) and not isinstance(value, (list, tuple, str)))
-    )
-    if wrong:
-        raise ConfigurationError(
-            f"Expected a {type(current).__name__}, such as {current!r}. Received: {path}={value!r}"
-        )
-    return value
+def _default(node, key):
+    """What the component that `node` describes takes for `key` by default; None if nothing."""
+    if not registry.is_serialized(node):
+        return None
+    owner = keras.saving.get_registered_object(node["registered_name"]) or object
+    parameter = inspect.signature(owner).parameters.get(key)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def _flatten(node, prefix=""):

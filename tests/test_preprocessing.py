@@ -377,7 +377,7 @@ def test_prepare_takes_whatever_holds_a_picture(tmp_path):
         preprocessing.Preprocessing(),
         preprocessing.Preprocessing((0.1, 0.2, 0.3), (1, 2, 3), interpolation="bilinear"),
         preprocessing.Augment(),
-        preprocessing.Augment(flip=0.5, zoom_out=0.7, hue=0.1),
+        preprocessing.Augment(scale=(0.5, 1.2), sketch=0.7, hue=0.1),
     ],
 )
 def test_config_makes_an_equal_component(component):
@@ -411,8 +411,11 @@ def test_statistics_are_checked(options):
 # Augmenting
 
 ALL = {
-    "flip": 0.5,
-    "zoom_out": 0.5,
+    "sketch": 0.5,
+    "scale": (0.5, 1.5),
+    "ratio": 1.3,
+    "degrees": 20.0,
+    "shift": 0.2,
     "brightness": 0.4,
     "contrast": 0.4,
     "saturation": 0.4,
@@ -450,14 +453,6 @@ def test_augment_takes_read_only_pictures_of_one_pixel():
         assert preprocessing.Augment(**ALL)(image, np.random.default_rng(seed)).shape == (1, 1, 3)
 
 
-def test_flip_twice_is_the_picture():
-    image, rng = picture(), np.random.default_rng(0)
-    once = preprocessing.flip(image, rng, 1)
-    np.testing.assert_array_equal(once[:, 0], image[:, -1])
-    np.testing.assert_array_equal(preprocessing.flip(once, rng, 1), image)
-    assert preprocessing.flip(image, rng, 0) is image
-
-
 def test_grayscale_is_pillows_luma():
     grey = preprocessing.grayscale(picture(), np.random.default_rng(0))
     expected = np.asarray(Image.fromarray(picture()).convert("L"), int)
@@ -472,7 +467,9 @@ def test_jitter_of_no_strength_changes_nothing():
 class Highest:
     """A generator that draws the upper bound."""
 
-    uniform = staticmethod(lambda low, high: high)
+    @staticmethod
+    def uniform(low, high, size=None):
+        return high if size is None else np.full(size, high)
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
@@ -503,20 +500,49 @@ def test_hue_of_a_third_of_the_circle_turns_red_to_green_or_blue():
     assert turned.argmax() in (1, 2)
 
 
-def test_zoom_out_pastes_on_the_colour_of_the_border():
+def test_affine_zooms_out_on_the_colour_of_the_border():
     image = np.zeros((40, 40, 3), "uint8")
     image[:] = [10, 200, 30]
     image[10:30, 10:30] = 255
     for seed in range(10):
-        out = preprocessing.zoom_out(image, np.random.default_rng(seed), 0.3)
+        out = preprocessing.affine(image, np.random.default_rng(seed), scale=(0.3, 0.9))
         assert out[0, 0].tolist() == [10, 200, 30]
-        white = (out == 255).all(-1).sum()
-        assert 0 < white <= 400
-    np.testing.assert_array_equal(preprocessing.zoom_out(image, np.random.default_rng(0), 1), image)
+        assert 0 < (out == 255).all(-1).sum() <= 400
+
+
+def test_affine_of_no_strength_changes_nothing():
+    out = preprocessing.affine(picture(), np.random.default_rng(0))
+    np.testing.assert_array_equal(out, picture())
+
+
+def test_affine_turns_about_the_centre():
+    image = np.zeros((41, 41, 3), "uint8")
+    image[20, 20:40] = 255  # a line from the centre to the right
+    out = preprocessing.affine(image, Highest, degrees=90)
+    assert set(np.nonzero(out[..., 0] > 128)[1]) == {20}  # stands upright
+    assert (out[..., 0] > 128).sum() == pytest.approx(20, abs=1)
+
+
+def test_affine_moves_by_a_share_of_the_picture():
+    image = np.zeros((40, 40, 3), "uint8")
+    image[10:12, 10:12] = 255
+    out = preprocessing.affine(image, Highest, shift=0.25)
+    np.testing.assert_array_equal(out[20:22, 20:22], 255)
+
+
+def test_a_sketch_darkens_edges_and_leaves_white_ground():
+    image = np.full((20, 20, 3), 255, "uint8")
+    image[5:15, 5:15] = [250, 200, 0]
+    for seed in range(5):
+        out = preprocessing.sketch(image, np.random.default_rng(seed))
+        assert (out[0] == 255).all()
+        assert out[5, 7].sum() < out[10, 10].sum()
+        assert (out[10, 10].astype(int) >= image[10, 10]).all()  # faded, if anything
 
 
 @pytest.mark.parametrize(
-    "options", [{"flip": 1.5}, {"hue": 0.6}, {"zoom_out": 0}, {"brightness": -1}]
+    "options",
+    [{"sketch": 1.5}, {"hue": 0.6}, {"scale": (0, 1)}, {"ratio": 0.5}, {"brightness": -1}],
 )
 def test_strengths_are_checked(options):
     with pytest.raises(errors.ConfigurationError, match=f"Expected {next(iter(options))}"):
