@@ -28,7 +28,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         self.batch_size, self.total, self.start = batch_size, total, start
 
     def rate(self, samples, total):
-        """The learning rate after `samples` of `total`, a float32 tensor in and out."""
+        """The learning rate, a float32 tensor, after `samples`, another, of `total`, a float."""
         raise NotImplementedError(f"{type(self).__name__} defines no rate(samples, total)")
 
     def check(self):
@@ -48,7 +48,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
                 "there are, with .bind(batch_size, total)"
             )
         samples = (ops.cast(step, "float32") - self.start) * self.batch_size
-        return self.rate(samples, self.total)
+        return self.rate(samples, float(self.total))  # 12.8 billion are no int32
 
     def get_config(self):
         return {"batch_size": self.batch_size, "total": self.total, "start": self.start}
@@ -72,15 +72,16 @@ class WarmupCosine(Schedule):
         if not 0 <= self.warmup < self.total:
             raise ConfigurationError(
                 f"Expected a warm-up shorter than the phase. Received: warmup={self.warmup:,} of "
-                f"{self.total:,} samples. Set the schedule's warmup too, or change the recipe's own "
-                "argument, which both follow."
+                f"{self.total:,} samples. Set the schedule's warmup too, or change the recipe's "
+                "own argument, which both follow."
             )
 
     def rate(self, samples, total):
-        rising = self.peak * samples / max(self.warmup, 1)
-        progress = ops.clip((samples - self.warmup) / (total - self.warmup), 0.0, 1.0)
+        warmup = float(self.warmup)
+        rising = self.peak * samples / max(warmup, 1.0)
+        progress = ops.clip((samples - warmup) / (total - warmup), 0.0, 1.0)
         wave = (1 + ops.cos(math.pi * progress)) / 2
-        return ops.where(samples < self.warmup, rising, self.floor + (self.peak - self.floor) * wave)
+        return ops.where(samples < warmup, rising, self.floor + (self.peak - self.floor) * wave)
 
     def get_config(self):
         own = {"peak": self.peak, "warmup": self.warmup, "floor": self.floor}
@@ -96,9 +97,8 @@ class Constant(Schedule):
         self.peak, self.warmup = peak, warmup
 
     def rate(self, samples, total):
-        return self.peak * ops.clip(samples / max(self.warmup, 1), 0.0, 1.0) if self.warmup else (
-            self.peak * ops.ones_like(samples)
-        )
+        rising = samples / float(self.warmup) if self.warmup else ops.ones_like(samples)
+        return self.peak * ops.clip(rising, 0.0, 1.0)
 
     def get_config(self):
         return {**super().get_config(), "peak": self.peak, "warmup": self.warmup}
