@@ -53,7 +53,9 @@ class Seed(keras.random.SeedGenerator):
 
     def __init__(self, seed=0, step=0, rows=None):
         # No super().__init__(): it would create a state variable.
-        start = mix(ops.convert_to_tensor((int(seed) + (1 << 31)) % (1 << 32) - (1 << 31), "int32"))
+        number = (int(seed) + (1 << 31)) % (1 << 32) - (1 << 31)
+        # mix(0) is 0, and from 0 row 1 of step 0 would draw what row 0 of step 1 does.
+        start = mix(ops.convert_to_tensor(number ^ name_key("seed"), "int32"))
         self.key = mix(ops.bitwise_xor(start, ops.cast(step, "int32")))
         self.rows = rows
         self.name = "seed"
