@@ -15,7 +15,11 @@ class Checkpoints:
 
     def __init__(self, folder, keep=2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(epath.Path(folder).absolute(), options=options)
+        # Named here, or a process that has saved nothing yet could not ask for the state's shapes.
+        handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(
+            epath.Path(folder).absolute(), options=options, item_handlers=handlers
+        )
 
     def latest(self) -> int | None:
         """Global step of the newest complete checkpoint."""

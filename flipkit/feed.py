@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from flipkit import preprocessing
-from flipkit.errors import BadSample, ConfigurationError, DataError
+from flipkit.errors import BadSample, ConfigurationError, DataError, nearest
 from flipkit.registry import Configurable, register
 
 ATTEMPTS = 100  # replacements tried for one bad sample
@@ -32,8 +32,8 @@ class Feed(Configurable):
         ratio: least and largest width/height of the crop.
         flip: whether half of the pictures are mirrored.
         augment: `flipkit.Augment`, what is done to the crop, or None.
-        captions: "random" takes any of a sample's texts each time, "first" always the first; a number
-            in [0, 1] is the chance of the first, the others sharing the rest.
+        captions: "random" takes any of a sample's texts each time, "first" always the first; a
+            number in [0, 1] is the chance of the first, the others sharing the rest.
         block: samples that are read together. 1 shuffles all samples, right for local discs; more
             shuffles blocks of neighbours, then samples within a window of `window` blocks.
         window: blocks.
@@ -62,11 +62,21 @@ class Feed(Configurable):
         self.bad_limit, self.threads, self.workers = bad_limit, threads, workers
         if crop is not None and not 0 < crop[0] <= crop[1] <= 1:
             raise ConfigurationError(f"Expected shares of the area in (0, 1]. Received: {crop=}")
-        known = isinstance(captions, (int, float)) and 0 <= captions <= 1
-        if captions not in ("random", "first") and not known:
+        if captions not in ("random", "first") and not _is_share(captions):
+            hint = f" {nearest(captions, ('random', 'first'))}" if isinstance(captions, str) else ""
             raise ConfigurationError(
-                f"Expected captions 'random', 'first' or a chance in [0, 1]. Received: {captions=}"
+                f"Expected captions 'random', 'first' or a chance in [0, 1].{hint} "
+                f"Received: {captions=}"
             )
+        if not _is_share(bad_limit):
+            raise ConfigurationError(f"Expected a share in [0, 1]. Received: {bad_limit=}")
+        counts = {"block": block, "window": window, "threads": threads, "workers": workers}
+        for name, value in counts.items():
+            least = 0 if name == "workers" else 1
+            if not isinstance(value, int) or value < least:
+                raise ConfigurationError(
+                    f"Expected a whole number of at least {least}. Received: {name}={value!r}"
+                )
 
     def open(self, data, model, batch_size, *, seed=0, first=0) -> "Batches":
         """The batches of `data` as `model` takes them.
@@ -76,6 +86,7 @@ class Feed(Configurable):
             model: `flipkit.FLIP`: its towers tell sizes, its tokenizer makes ids, its preprocessing
                 says how pictures are resized.
             batch_size: pairs per batch.
+            seed: int, what the order and every other random choice are functions of.
             first: slot of the stream that the first batch begins with: pairs used before.
 
         Raises:
@@ -83,8 +94,8 @@ class Feed(Configurable):
         """
         if model.tokenizer is None or not model.tokenizer.trained:
             raise ConfigurationError(
-                "The model's tokenizer has no vocabulary yet. Train it, model.tokenizer.train(texts, "
-                "vocab), or give it a file, FLIP(tokenizer=flipkit.WordPiece('vocab.txt'))."
+                "The model's tokenizer has no vocabulary yet. Train it, model.tokenizer.train("
+                "texts, vocab), or give it a file, FLIP(tokenizer=flipkit.WordPiece('vocab.txt'))."
             )
         if model.tokenizer.vocab > model.text.vocab:
             raise ConfigurationError(
@@ -105,14 +116,14 @@ class Feed(Configurable):
             image_size=model.image.image_size,
             length=model.text.length,
             interpolation=model.preprocessing.interpolation,
-            seed=int(seed),
+            seed=int(seed) % (1 << 63),  # NumPy takes no negative ones
         )
         return Batches(slots, batch_size, first)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Slots:
-    """The endless stream of samples: `slots[i]` is made from (seed, i) alone. Travels to workers."""
+    """The endless stream of samples: `slots[i]` is a function of (seed, i). Travels to workers."""
 
     feed: Feed
     data: object
@@ -144,7 +155,8 @@ class _Slots:
     def __getitem__(self, slot):
         rejects = []
         for attempt in range(ATTEMPTS):
-            random = np.random.Generator(np.random.Philox(key=[self.seed, slot * ATTEMPTS + attempt]))
+            key = [self.seed, slot * ATTEMPTS + attempt]
+            random = np.random.Generator(np.random.Philox(key=key))
             index = random.integers(self.count) if attempt else self.index(slot)
             try:
                 return self._example(self.data[int(index)], random) | {"rejects": rejects}
@@ -154,7 +166,11 @@ class _Slots:
         raise DataError(f"{ATTEMPTS} samples in a row can't be used, among them\n  {reasons}")
 
     def _example(self, sample, random):
-        return {"image": self._pixels(sample["image"], random), "text": self._ids(sample, random)}
+        try:
+            pixels = self._pixels(sample["image"], random)
+            return {"image": pixels, "text": self._ids(sample, random)}
+        except BadSample as problem:  # what reads a picture doesn't know whose it is
+            raise BadSample(f"{sample['id']}: {problem}") from problem
 
     def _pixels(self, image, random):
         feed, size = self.feed, self.image_size
@@ -172,12 +188,16 @@ class _Slots:
     def _ids(self, sample, random):
         texts = sample["texts"]
         if not texts:
-            raise BadSample(f"{sample['id']}: no text")
+            raise BadSample("no text")
         first = {"first": 1.0, "random": 1 / len(texts)}.get(self.feed.captions, self.feed.captions)
         chosen = 0
         if len(texts) > 1 and random.random() >= first:
             chosen = random.integers(1, len(texts))
         return self.tokenizer([texts[chosen]], self.length)[0]
+
+
+def _is_share(value):
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 def _shuffled(place, count, *key):

@@ -10,7 +10,10 @@ import pathlib
 import sys
 
 from flipkit import plugins
-from flipkit.errors import ConfigurationError, UnknownName, nearest
+from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest
+
+REQUIRED = inspect.Parameter.empty  # in the place of a default
+
 
 
 def shipped() -> dict[str, pathlib.Path]:
@@ -84,17 +87,28 @@ def _function(module, where):
 
 
 def _recorded(path):
-    def recipe():
-        from flipkit.training import Run
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["run"]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ConfigurationError(
+            f"Expected the run.json that a run wrote into its workdir. Received: {path}, which "
+            f"holds none ({type(problem).__name__}: {problem})."
+        ) from problem
 
-        return Run.from_config(json.loads(path.read_text())["run"])
+    def recipe():
+        from flipkit import evaluation, model, training  # noqa: F401  # their classes are in a config
+
+        plugins.listing()  # imports every component: Keras finds only classes that were registered
+        return training.Run.from_config(config)
 
     return recipe
 
 
 def dials(function) -> dict[str, object]:
-    """A recipe's own arguments: {name: default}."""
-    return {n: p.default for n, p in inspect.signature(function).parameters.items()}
+    """A recipe's own arguments: {name: default}, REQUIRED for one without."""
+    parameters = inspect.signature(function).parameters.values()
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {p.name: p.default for p in named}
 
 
 def make(function, settings: dict[str, str]):
@@ -108,8 +122,11 @@ def make(function, settings: dict[str, str]):
     """
     own = dials(function)
     values = {name: parse(text) for name, text in settings.items()}
-    given = {name: _like(own[name], value) for name, value in values.items() if name in own}
-    run = function(**given)
+    given = {n: as_like(value, [own[n]], n) for n, value in values.items() if n in own}
+    missing = [name for name, value in own.items() if value is REQUIRED and name not in given]
+    if missing:
+        raise ConfigurationError(f"This recipe needs a value: {missing[0]}=...")
+    run = _called(function, given)
     for path, value in values.items():
         if path in own:
             continue
@@ -119,9 +136,51 @@ def make(function, settings: dict[str, str]):
     return run
 
 
-def _like(default, value):
-    whole = isinstance(value, float) and value == int(value)
-    return int(value) if isinstance(default, int) and whole else value
+def _called(function, given):
+    try:
+        run = function(**given)
+    except FlipkitError:
+        raise
+    except (ArithmeticError, TypeError, ValueError) as problem:
+        if not given:
+            raise  # the recipe's own mistake, which its author wants to see in full
+        told = " ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ConfigurationError(f"The recipe can't be made with {told}. {problem}") from problem
+    if not hasattr(run, "with_override"):
+        raise ConfigurationError(f"Expected a recipe to return a flipkit.Run. Received: {run!r}")
+    return run
+
+
+def as_like(value, likes, name):
+    """`value` in the type of one of `likes`: what it replaces, and what its owner has by default.
+
+    None is always taken, and anything where nothing is known of the type.
+
+    Raises:
+        ConfigurationError: it is like none of them.
+    """
+    likes = [like for like in likes if like is not None and like is not REQUIRED]
+    if value is None or not likes:
+        return value
+    for like in likes:
+        if _fits(value, like):
+            count = type(like) is int and isinstance(value, float) and value.is_integer()
+            return int(value) if count else value  # 1e6 for a count
+    kinds = {bool: "true or false", int: "a number", float: "a number", dict: "a dict"}
+    kind = kinds.get(type(likes[0]), "a list")
+    raise ConfigurationError(f"Expected {kind}, such as {likes[0]!r}. Received: {name}={value!r}")
+
+
+def _fits(value, like):
+    if isinstance(like, bool):
+        return isinstance(value, bool)
+    if isinstance(like, (int, float)):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(like, (list, tuple)):
+        return isinstance(value, (list, tuple, str))
+    if isinstance(like, dict) and "class_name" not in like:
+        return isinstance(value, dict)
+    return True  # a component may be given by name, and its owner knows which
 
 
 def parse(text: str):

@@ -42,20 +42,13 @@ def main(arguments):
         cache_programs()
         short = pathlib.Path(name).stem
         workdir = pathlib.Path(_WORKDIR.value or f"runs/{short}")
-        len(run.data) if run.data is not None else _no_data()
+        run.count_data()
         console.print(run_table(run, name, workdir))
         run.start(workdir, recipe=name, say=lambda text: console.print(text, highlight=False))
     except FlipkitError as problem:
         print(f"flipkit: {problem}", file=sys.stderr)
         return 2
     return 0
-
-
-def _no_data():
-    raise ConfigurationError(
-        "No data to train on: set data.path='/data/laion400m/*.tar' (tar shards) or "
-        "data=captioned_shapes (built in)."
-    )
 
 
 def recipes_table() -> Table:
