@@ -16,7 +16,10 @@ class Checkpoints:
     def __init__(self, folder, keep=2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         # Named here, or a process that has saved nothing yet could not ask for the state's shapes.
-        handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "position": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(
             epath.Path(folder).absolute(), options=options, item_handlers=handlers
         )
@@ -91,4 +94,3 @@ def variables(model) -> dict:
     if len(found) != count:
         raise ConfigurationError("Two variables have one path; name every layer of your own parts")
     return found
-

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from flipkit import optimizers, report
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
+from flipkit.registry import without_tensorflow
 
 NOT_COMPARED = ("log_every", "checkpoint_every", "evaluate_every", "evaluators")
 
@@ -49,7 +50,9 @@ class Journal:
                     "Choose another --workdir, or repeat the command that began it."
                 )
         else:
-            shutil.rmtree(self.folder / "tokenizer", ignore_errors=True)  # of a run that never began
+            shutil.rmtree(
+                self.folder / "tokenizer", ignore_errors=True
+            )  # of a run that never began
             write_text(path, json.dumps(record, indent=1))
 
     def _begun(self):
@@ -133,11 +136,19 @@ class _Keep(keras.callbacks.Callback):
 
     def __init__(self, journal, run, phase, step, batches):
         super().__init__()
-        self.journal, self.run, self.phase, self.step, self.batches = journal, run, phase, step, batches
+        self.journal, self.run, self.phase, self.step, self.batches = (
+            journal,
+            run,
+            phase,
+            step,
+            batches,
+        )
         self.told = 0
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self.bar = Progress(
+            *columns, console=console, disable=not console.is_terminal, transient=True
+        )
 
     def on_train_begin(self, logs=None):
         self.bar.start()
@@ -208,7 +219,8 @@ def write_text(path, text):
 def save_model(model, path):
     """Keras's `save`, written whole or not at all."""
     temporary = path.with_name("part." + path.name)
-    model.save(temporary)
+    with without_tensorflow():
+        model.save(temporary)
     os.replace(temporary, path)
 
 

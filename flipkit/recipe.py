@@ -15,7 +15,6 @@ from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, neares
 REQUIRED = inspect.Parameter.empty  # in the place of a default
 
 
-
 def shipped() -> dict[str, pathlib.Path]:
     """Recipes that come with flipkit: {name: file}."""
     here = pathlib.Path(__file__).parent
@@ -33,8 +32,8 @@ def load(identifier):
     """The recipe function that `identifier` means.
 
     Args:
-        identifier: a path to a `.py` file with a function `recipe`, a shipped name, a plugin's name,
-            or a `run.json`.
+        identifier: a path to a `.py` file with a function `recipe`, a shipped name, a plugin's
+            name, or a `run.json`.
 
     Raises:
         UnknownName: no such file or name.
@@ -81,14 +80,15 @@ def _function(module, where):
     function = getattr(module, "recipe", None)
     if not inspect.isfunction(function):
         raise ConfigurationError(
-            f"{where} has no function `recipe`. A recipe is `def recipe(...): return flipkit.Run(...)`"
+            f"{where} has no function `recipe`. A recipe is "
+            "`def recipe(...): return flipkit.Run(...)`"
         )
     return function
 
 
 def _recorded(path):
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))["run"]
+        config = dict(json.loads(path.read_text(encoding="utf-8"))["run"])
     except (ValueError, KeyError, TypeError) as problem:
         raise ConfigurationError(
             f"Expected the run.json that a run wrote into its workdir. Received: {path}, which "
@@ -114,8 +114,8 @@ def dials(function) -> dict[str, object]:
 def make(function, settings: dict[str, str]):
     """The run that a recipe function describes, with `settings` applied.
 
-    A name that the function takes goes to it, so that what it derives follows; any other is a dotted
-    path into the run.
+    A name that the function takes goes to it, so that what it derives follows; any other is a
+    dotted path into the run.
 
     Raises:
         UnknownName: no such argument or path.
@@ -184,7 +184,7 @@ def _fits(value, like):
 
 
 def parse(text: str):
-    """A Python literal (`0.5`, `None`, `(0.3, 1)`), `true`, `false` or `none`; else the string itself."""
+    """A Python literal (`0.5`, `(0.3, 1)`), `true`, `false` or `none`; else the string itself."""
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]

@@ -1,8 +1,8 @@
 """`python -m flipkit.run RECIPE [name=value ...] --workdir DIR`: trains what a recipe describes.
 
-RECIPE is a file with a function `recipe`, a name (--recipes lists them), or a run.json. name=value sets
-an argument of the recipe function, or anything in its run by a dotted path (--list shows them). The
-same command again goes on from the last checkpoint.
+RECIPE is a file with a function `recipe`, a name (--recipes lists them), or a run.json. name=value
+sets an argument of the recipe function, or anything in its run by a dotted path (--list shows them).
+The same command again goes on from the last checkpoint.
 """
 
 import os
@@ -17,7 +17,7 @@ from flipkit import recipe
 from flipkit.errors import ConfigurationError, FlipkitError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/<recipe's name>.")
-_RECIPES = flags.DEFINE_bool("recipes", False, "List the recipes that can be run by name, and stop.")
+_RECIPES = flags.DEFINE_bool("recipes", False, "List the recipes that have a name, and stop.")
 _LIST = flags.DEFINE_bool("list", False, "List what can be set in RECIPE, and stop.")
 
 
@@ -102,7 +102,8 @@ def run_table(run, name, workdir) -> Table:
 
 
 def _named(part):
-    sizes = {n: getattr(part, n, None) for n in ("image_size", "patch_size", "dim", "depth", "heads")}
+    names = ("image_size", "patch_size", "dim", "depth", "heads")
+    sizes = {name: getattr(part, name, None) for name in names}
     told = ", ".join(f"{n}={v}" for n, v in sizes.items() if v is not None)
     return f"{type(part).__name__}({told})"
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import keras
 
-from flipkit import datasets, distribution, losses, optimizers, plugins, registry, schedules
+from flipkit import datasets, losses, optimizers, plugins, registry, schedules
+from flipkit import distribution as layouts
 from flipkit.callbacks import Evaluate
 from flipkit.checkpoints import Checkpoints
 from flipkit.errors import BadSample, ConfigurationError, FlipkitError, UnknownName, nearest
@@ -58,7 +59,7 @@ class Phase(Configurable):
             if ratio is not None and not (isinstance(ratio, (int, float)) and 0 <= ratio < 1):
                 raise ConfigurationError(f"Expected a share in [0, 1). Received: {name}={ratio!r}")
         if optimizer not in ("kept", "fresh"):
-            raise ConfigurationError(f"Expected optimizer 'kept' or 'fresh'. Received: {optimizer!r}")
+            raise ConfigurationError(f"Expected 'kept' or 'fresh'. Received: {optimizer=}")
 
     @property
     def steps(self) -> int:
@@ -94,8 +95,8 @@ class Run(Configurable):
         optimizer: a name or an object; its learning rate comes from the phases' schedules.
         phases: list of `flipkit.Phase`, in order.
         loss: a name or an object.
-        evaluators: {name: evaluator}, such as `flipkit.ZeroShot`, run every `evaluate_every` steps and
-            at the end of each phase.
+        evaluators: {name: evaluator}, such as `flipkit.ZeroShot`, run every `evaluate_every` steps
+            and at the end of each phase.
         seed: int: initial weights, masks, dropout, order and crops are functions of it.
         distribution: None or "data_parallel".
         log_every, checkpoint_every, evaluate_every: steps; 0 is only at the end. The latter two are
@@ -123,6 +124,7 @@ class Run(Configurable):
         self.optimizer, self.loss = optimizers.get(optimizer), losses.get(loss)
         self.phases, self.evaluators = list(phases), dict(evaluators or {})
         self.seed, self.distribution = seed, distribution
+        layouts.get(distribution)  # an unknown name is refused here
         self.log_every = _whole("log_every", log_every)
         self.checkpoint_every = _whole("checkpoint_every", checkpoint_every, least=0)
         self.evaluate_every = _whole("evaluate_every", evaluate_every, least=0)
@@ -193,8 +195,8 @@ class Run(Configurable):
         """Trains, and returns the model; goes on from the newest checkpoint in `workdir`.
 
         Args:
-            workdir: folder for `run.json`, `metrics.jsonl`, checkpoints, `model.keras` and pictures;
-                None keeps nothing.
+            workdir: folder for `run.json`, `metrics.jsonl`, checkpoints, `model.keras` and
+                pictures; None keeps nothing.
             recipe: the recipe's name, for the records.
             say: called with lines of progress; None is silent.
 
@@ -347,7 +349,7 @@ class Run(Configurable):
 
 
 def train_tokenizer(model, data, journal=None):
-    """Gives the model's tokenizer a vocabulary, if it has none: learned from the data's captions."""
+    """Gives the model's tokenizer a vocabulary, if it has none, learned from the captions."""
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ConfigurationError("A run needs a tokenizer: FLIP(..., tokenizer='wordpiece')")
@@ -405,11 +407,11 @@ class _Save(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def _distributed(identifier):
-    distribution.realise(distribution.get(identifier))
+    layouts.realise(layouts.get(identifier))
     try:
         yield
     finally:
-        distribution.realise(None)
+        layouts.realise(None)
 
 
 def _require_jax():
