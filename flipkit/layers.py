@@ -100,7 +100,8 @@ class Dropout(keras.layers.Layer):
         super().__init__(**kwargs)
         if not 0 <= rate < 1:
             raise ConfigurationError(f"Expected a rate in [0, 1). Received: rate={rate}")
-        self.rate, self.noise_shape, self.seed = rate, noise_shape, seed
+        self.rate, self.seed = rate, seed
+        self.noise_shape = None if noise_shape is None else tuple(noise_shape)  # JSON has lists
         self.supports_masking = True
 
     def build(self, input_shape):
@@ -174,6 +175,7 @@ class Attention(keras.layers.Layer):
                 f"Unknown impl={impl!r}. {nearest(str(impl), ATTENTION_IMPLEMENTATIONS)}"
             )
         self.dim, self.heads, self.causal, self.impl = dim, heads, causal, impl
+        self.supports_masking = True  # or Keras warns that the mask given by hand is lost
 
         def dense(name, kernel):
             return keras.layers.Dense(dim, kernel_initializer=kernel, dtype=self.dtype_policy, name=name)
@@ -246,6 +248,7 @@ class MLP(keras.layers.Layer):
     def __init__(self, dim, hidden, activation="gelu_tanh", **kwargs):
         super().__init__(**kwargs)
         self.dim, self.hidden, self.activation = dim, hidden, activation
+        self.supports_masking = True
         self._activation = globals()["activation"](activation)
         self.up = keras.layers.Dense(hidden, dtype=self.dtype_policy, name="up")
         self.down = keras.layers.Dense(dim, dtype=self.dtype_policy, name="down")
@@ -297,6 +300,7 @@ class TransformerBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.dim, self.heads, self.mlp_dim, self.causal = dim, heads, mlp_dim, causal
         self.activation, self.dropout, self.drop_path, self.impl = activation, dropout, drop_path, impl
+        self.supports_masking = True
         policy = self.dtype_policy
         self.attention_norm = layer_norm("attention_norm", policy)
         self.attention = Attention(dim, heads, causal, impl, dtype=policy, name="attention")

@@ -307,13 +307,15 @@ def colour_jitter(
     cos, sin = s * math.cos(angle), s * math.sin(angle)
     turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])  # of Y, I and Q
     matrix = b * c * (_RGB @ turn @ _YIQ)
-    grey = b * (image.reshape(-1, 3).mean(0, dtype="float32") @ LUMA)
-    out = image @ matrix.T.astype("float32") + np.float32((1 - c) * grey + 0.5)  # 0.5 rounds
-    return np.clip(out, 0, 255, out=out).astype("uint8")
+    x = image.reshape(-1, 3).astype("float32")
+    grey = b * (np.full(len(x), 1 / len(x), "float32") @ x @ LUMA)  # the mean, as a product: faster
+    out = x @ matrix.T.astype("float32") + np.float32((1 - c) * grey + 0.5)  # 0.5 rounds
+    out = np.clip(out, 0, 255, out=out).astype("uint8")
+    return out.reshape(image.shape)
 
 
 def affine(image, rng, *, scale=(1.0, 1.0), ratio=1.0, degrees=0.0, shift=0.0) -> np.ndarray:
-    """Scaled, stretched, turned and moved in one bilinear resampling, on the colour of its border.
+    """Scaled, stretched, turned and moved in one bilinear resampling, on the colour of its corners.
 
     Args:
         image: uint8 (height, width, 3).
@@ -341,27 +343,27 @@ def affine(image, rng, *, scale=(1.0, 1.0), ratio=1.0, degrees=0.0, shift=0.0) -
         e,
         y - d * (x + across) - e * (y + down),
     )
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).mean(0)
+    corners = image[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int).sum(0) // 4
     out = Image.fromarray(image).transform(
         (width, height),
         Image.Transform.AFFINE,
         inverse,
         Image.Resampling.BILINEAR,
-        fillcolor=tuple(int(value) for value in border.round()),
+        fillcolor=tuple(corners.tolist()),
     )
     return np.array(out)
 
 
 def sketch(image, rng) -> np.ndarray:
     """Edges darkened and fills faded towards white, both by a random amount: like a drawn outline."""
-    lines = image.astype("int16")
+    planes = image.transpose(2, 0, 1).astype("int16")  # channel by channel: faster
     edge = np.zeros(image.shape[:2], "int16")
-    across, down = np.abs(np.diff(lines, axis=1)).max(2), np.abs(np.diff(lines, axis=0)).max(2)
-    edge[:, 1:], edge[1:] = across, np.maximum(edge[1:], down)
-    ink = np.clip(edge * np.float32(rng.uniform(1, 4) / 255) - 0.1, 0, 1)[..., None]
+    edge[:, 1:] = np.abs(np.diff(planes, axis=2)).max(0)
+    edge[1:] = np.maximum(edge[1:], np.abs(np.diff(planes, axis=1)).max(0))
+    ink = np.clip(edge * np.float32(rng.uniform(1, 4) / 255) - np.float32(0.1), 0, 1)
     fade = np.float32(rng.uniform() * (rng.random() < 0.5))
-    faded = lines + (255 - lines) * fade
-    return (faded * (1 - ink)).astype("uint8")
+    drawn = (planes * (1 - fade) + 255 * fade) * (1 - ink)
+    return np.ascontiguousarray(drawn.astype("uint8").transpose(1, 2, 0))
 
 
 @registry.register

@@ -1,6 +1,8 @@
 """Names to components, as `keras.activations.get` does it; plain objects that know their config."""
 
+import contextlib
 import inspect
+import sys
 
 import keras
 
@@ -38,7 +40,28 @@ def serialize(value):
         return [serialize(item) for item in value]
     if isinstance(value, dict):
         return {key: serialize(item) for key, item in value.items()}
-    return keras.saving.serialize_keras_object(value) if hasattr(value, "get_config") else value
+    if not hasattr(value, "get_config"):
+        return value
+    with without_tensorflow():
+        return keras.saving.serialize_keras_object(value)
+
+
+@contextlib.contextmanager
+def without_tensorflow():
+    """Inside it Keras serialises without importing TensorFlow, which would take seconds and a GPU.
+
+    Keras 3.15 asks, of everything it serialises, whether it is a TensorShape, and imports TensorFlow
+    wherever it is installed to do so. One that is imported already stays in use.
+    """
+    lazy = keras.src.utils.module_utils.tensorflow
+    untouched = "tensorflow" not in sys.modules and lazy._available is None
+    if untouched:
+        lazy._available = False
+    try:
+        yield
+    finally:
+        if untouched:
+            lazy._available = None
 
 
 def deserialize(value):

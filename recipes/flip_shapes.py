@@ -6,22 +6,25 @@ python -m flipkit.run flip_shapes --workdir runs/shapes
 import flipkit
 
 
-def recipe(pairs=100_000, batch_size=128, mask_ratio=0.5, peak=2e-3):
+def recipe(pairs=60_000, batch_size=128, mask_ratio=0.5, peak=2e-3):
     """A small tower over 64 patches; every dial is sized for a first run on a laptop."""
-    image = flipkit.ViT(image_size=64, patch_size=8, dim=128, depth=4, heads=4)
-    text = flipkit.TextTransformer(vocab=512, length=24, dim=96, depth=2, heads=3, pool="mean")
+    image = flipkit.ViT(
+        image_size=64, patch_size=8, dim=128, depth=4, heads=4, activation="relu2"
+    )
+    text = flipkit.TextTransformer(
+        vocab=512, length=24, dim=96, depth=2, heads=3, pool="mean", activation="relu2"
+    )
     return flipkit.Run(
         flipkit.FLIP(image, text, mask_ratio=mask_ratio, dim=128, tokenizer="wordpiece"),
         data=flipkit.CaptionedShapes(),
         feed=flipkit.Feed(crop=None, flip=False),  # left and right are part of the captions
         optimizer=flipkit.AdamW(weight_decay=0.1, no_decay=["bias", "gamma", "beta", "position"]),
-        phases=[
-            flipkit.Phase(pairs, batch_size, flipkit.WarmupCosine(peak, warmup=pairs // 20)),
-        ],
+        phases=[flipkit.Phase(pairs, batch_size, flipkit.WarmupCosine(peak, warmup=pairs // 20))],
         evaluators={
             "zero_shot": flipkit.ZeroShot(flipkit.CaptionedShapes("test")),
             "word_order": flipkit.CaptionChoice(flipkit.CaptionedShapes("word_order")),
             "attributes": flipkit.CaptionChoice(flipkit.CaptionedShapes("attributes")),
         },
+        log_every=20,
         evaluate_every=100,
     )
