@@ -1,0 +1,66 @@
+# Everything runs in .venv, which is made when it is first needed and again when a pyproject.toml changes.
+#
+#   make demo        a first result: masked against unmasked for the same time, with a picture
+#   make test        what CI runs: lint, format, types, tests without the slow ones
+#   make test-slow   the slow tests
+#   make bench       step time with and without masks, beside the FLOPs; rates of the data
+#   make clean       removes what these made, .venv too
+
+# The first Python that is new enough; `make PYTHON=/path/to/python demo` takes another.
+PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python3.14,\
+  $(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+
+DEMO := benchmarks/equal_time.py flip_shapes --values model.mask_ratio=0.5,0.0 --seconds 100 \
+  --workdir demo --metric zero_shot/top1
+WORKERS := 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+METADATA := pyproject.toml $(wildcard plugins/*/pyproject.toml)
+
+# Where TensorFlow is installed, Keras imports it: only its errors are of interest here.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help demo test test-slow bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed-demo
+	@rm -rf demo
+	@$(BIN)/python $(DEMO)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow
+
+bench: $(VENV)/.installed-demo
+	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/datasets.py
+
+clean:
+	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "flipkit needs Python 3.11 or newer: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
+	@echo "Making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-demo: $(METADATA) | $(BIN)/python
+	@echo "Installing flipkit and its masker plugin"
+	@$(PIP) -e '.[plot]' -e plugins/block_masker
+	@touch $@
+
+$(VENV)/.installed-dev: $(METADATA) | $(BIN)/python
+	@echo "Installing flipkit, its plugins and what the tests need"
+	@$(PIP) -e '.[dev]' $(PLUGINS:%=-e %)
+	@touch $@
