@@ -5,12 +5,12 @@ import json
 import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 # Public names and the modules they live in. A name is loaded when it is first used, so that
 # `import flipkit` costs nothing and a wrong recipe is answered before Keras is imported.
+# Type checkers and editors read the same names in __init__.pyi.
 _HOMES = {
     "AdamW": "optimizers",
     "Attention": "layers",
@@ -30,6 +30,7 @@ _HOMES = {
     "Feed": "feed",
     "FlipkitError": "errors",
     "ImageTextShards": "datasets",
+    "Loss": "losses",
     "Masker": "maskers",
     "Phase": "training",
     "PluginError": "errors",
@@ -70,13 +71,13 @@ _MODULES = (
     "training",
 )
 
-__all__ = sorted([*_HOMES, *_MODULES, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_HOMES, *_MODULES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def _choose_backend():
     """Set KERAS_BACKEND=jax unless the environment, an earlier import or keras.json chose another.
 
-    Keras itself writes `"tensorflow"` into a new keras.json, so that value there is nobody's choice.
+    Keras itself writes `"tensorflow"` into a new keras.json, so that value is nobody's choice.
     """
     if "KERAS_BACKEND" in os.environ or "keras" in sys.modules:
         return

@@ -1,0 +1,86 @@
+"""The public names, for type checkers and editors; __init__.py loads them when first used."""
+# ruff: noqa: I001  (one import for each module)
+
+from flipkit import (
+    callbacks as callbacks,
+    datasets as datasets,
+    encoders as encoders,
+    errors as errors,
+    evaluation as evaluation,
+    layers as layers,
+    losses as losses,
+    maskers as maskers,
+    optimizers as optimizers,
+    plugins as plugins,
+    preprocessing as preprocessing,
+    prompts as prompts,
+    random as random,
+    registry as registry,
+    schedules as schedules,
+    tokenizers as tokenizers,
+    training as training,
+)
+from flipkit.datasets import (
+    CaptionedShapes as CaptionedShapes,
+    Dataset as Dataset,
+    ImageTextShards as ImageTextShards,
+)
+from flipkit.encoders import (
+    TextTransformer as TextTransformer,
+    ViT as ViT,
+)
+from flipkit.errors import (
+    BadSample as BadSample,
+    ConfigurationError as ConfigurationError,
+    DataError as DataError,
+    FlipkitError as FlipkitError,
+    PluginError as PluginError,
+    UnknownName as UnknownName,
+)
+from flipkit.evaluation import (
+    CaptionChoice as CaptionChoice,
+    Retrieval as Retrieval,
+    ZeroShot as ZeroShot,
+)
+from flipkit.feed import Feed as Feed
+from flipkit.hookspecs import hookimpl as hookimpl
+from flipkit.layers import (
+    Attention as Attention,
+    Dropout as Dropout,
+    TransformerBlock as TransformerBlock,
+)
+from flipkit.losses import (
+    ContrastiveLoss as ContrastiveLoss,
+    Loss as Loss,
+)
+from flipkit.maskers import (
+    Masker as Masker,
+    RandomMasker as RandomMasker,
+)
+from flipkit.model import (
+    FLIP as FLIP,
+    load_model as load_model,
+)
+from flipkit.optimizers import AdamW as AdamW
+from flipkit.preprocessing import (
+    Augment as Augment,
+    Preprocessing as Preprocessing,
+)
+from flipkit.random import Seed as Seed
+from flipkit.schedules import (
+    Constant as Constant,
+    Schedule as Schedule,
+    WarmupCosine as WarmupCosine,
+)
+from flipkit.tokenizers import (
+    Bytes as Bytes,
+    ClipBPE as ClipBPE,
+    Tokenizer as Tokenizer,
+    WordPiece as WordPiece,
+)
+from flipkit.training import (
+    Phase as Phase,
+    Run as Run,
+)
+
+__version__: str
