@@ -307,11 +307,13 @@ def colour_jitter(
     cos, sin = s * math.cos(angle), s * math.sin(angle)
     turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])  # of Y, I and Q
     matrix = b * c * (_RGB @ turn @ _YIQ)
-    x = image.reshape(-1, 3).astype("float32")
-    grey = b * (np.full(len(x), 1 / len(x), "float32") @ x @ LUMA)  # the mean, as a product: faster
-    out = x @ matrix.T.astype("float32") + np.float32((1 - c) * grey + 0.5)  # 0.5 rounds
-    out = np.clip(out, 0, 255, out=out).astype("uint8")
-    return out.reshape(image.shape)
+    offset = 0.0
+    if c != 1:
+        x = image.reshape(-1, 3).astype("float32")
+        # The mean brightness, as a product: faster than mean().
+        offset = (1 - c) * b * (np.full(len(x), 1 / len(x), "float32") @ x @ LUMA)
+    rows = np.column_stack([matrix, np.full(3, offset)])
+    return np.array(Image.fromarray(image).convert("RGB", tuple(rows.ravel().tolist())))
 
 
 def affine(image, rng, *, scale=(1.0, 1.0), ratio=1.0, degrees=0.0, shift=0.0) -> np.ndarray:
@@ -356,10 +358,10 @@ def affine(image, rng, *, scale=(1.0, 1.0), ratio=1.0, degrees=0.0, shift=0.0) -
 
 def sketch(image, rng) -> np.ndarray:
     """Edges darkened and fills faded towards white, both by a random amount: like a drawn outline."""
-    planes = image.transpose(2, 0, 1).astype("int16")  # channel by channel: faster
-    edge = np.zeros(image.shape[:2], "int16")
-    edge[:, 1:] = np.abs(np.diff(planes, axis=2)).max(0)
-    edge[1:] = np.maximum(edge[1:], np.abs(np.diff(planes, axis=1)).max(0))
+    planes = np.pad(image.transpose(2, 0, 1), ((0, 0), (1, 1), (1, 1)), mode="edge").astype("int16")
+    across = np.abs(planes[:, 1:-1, 2:] - planes[:, 1:-1, :-2]).max(0)
+    down = np.abs(planes[:, 2:, 1:-1] - planes[:, :-2, 1:-1]).max(0)
+    edge, planes = np.maximum(across, down), planes[:, 1:-1, 1:-1]
     ink = np.clip(edge * np.float32(rng.uniform(1, 4) / 255) - np.float32(0.1), 0, 1)
     fade = np.float32(rng.uniform() * (rng.random() < 0.5))
     drawn = (planes * (1 - fade) + 255 * fade) * (1 - ink)
@@ -373,12 +375,12 @@ class Augment(registry.Configurable):
     FLIP uses none beside its crop; small data wants more. In this order:
 
     Args:
-        sketch: chance of `sketch`.
+        scale, ratio, degrees, shift: as in `affine`.
         colour: chance of the four jitters of `colour_jitter` that follow.
         brightness, contrast, saturation: strengths, in [0, 1].
         hue: in shares of the circle, at most 0.5.
         grayscale: chance of losing all colour.
-        scale, ratio, degrees, shift: as in `affine`.
+        sketch: chance of `sketch`.
     """
 
     def __init__(
@@ -419,12 +421,12 @@ class Augment(registry.Configurable):
         """`image` changed; what is off draws no random number."""
         jitter = {n: getattr(self, n) for n in ("brightness", "contrast", "saturation", "hue")}
         place = {n: getattr(self, n) for n in ("scale", "ratio", "degrees", "shift")}
-        if self.sketch and rng.random() < self.sketch:
-            image = sketch(image, rng)
+        if place != {"scale": (1.0, 1.0), "ratio": 1.0, "degrees": 0.0, "shift": 0.0}:
+            image = affine(image, rng, **place)
         if any(jitter.values()) and rng.random() < self.colour:
             image = colour_jitter(image, rng, **jitter)
         if self.grayscale:
             image = grayscale(image, rng, self.grayscale)
-        if place != {"scale": (1.0, 1.0), "ratio": 1.0, "degrees": 0.0, "shift": 0.0}:
-            image = affine(image, rng, **place)
+        if self.sketch and rng.random() < self.sketch:
+            image = sketch(image, rng)
         return image
