@@ -28,8 +28,8 @@ class Masker(keras.layers.Layer):
     def call(self, x, keep, *, grid, seed):
         raise NotImplementedError(f"{type(self).__name__} defines no call(x, keep, *, grid, seed)")
 
-    def compute_output_shape(self, input_shape, keep=None, **kwargs):
-        return (input_shape[0], keep)
+    def compute_output_spec(self, x, keep, **kwargs):
+        return keras.KerasTensor((x.shape[0], keep), "int32")
 
 
 @register

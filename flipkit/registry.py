@@ -1,6 +1,7 @@
 """Names to components, as `keras.activations.get` does it; plain objects that know their config."""
 
 import contextlib
+import functools
 import inspect
 import sys
 
@@ -99,8 +100,8 @@ def get(kind: str, identifier, base: type | tuple[type, ...] = object):
         identifier = plugins.component(kind, identifier)
     elif is_serialized(identifier):
         identifier = deserialize(identifier)
-    if inspect.isclass(identifier) or (callable(identifier) and not isinstance(identifier, base)):
-        identifier = identifier()
+    if inspect.isroutine(identifier) or isinstance(identifier, (type, functools.partial)):
+        identifier = identifier()  # no other callable: a layer of another kind is one too
     if not isinstance(identifier, base):
         raise ConfigurationError(
             f"Expected one of the {kind}: a name, an object or its config. Received: {identifier!r}"
