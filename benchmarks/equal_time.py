@@ -18,6 +18,7 @@ from rich.table import Table
 
 from flipkit import journal, recipe, report
 from flipkit.run import cache_programs
+from flipkit.settings import split_settings
 
 PROBE_PAIRS = 1_000_000  # any length: throughput does not depend on it
 
@@ -37,7 +38,7 @@ def main():
     cache_programs()
     name, _, values = options.values.partition("=")
     function, began = recipe.load(options.recipe), time.time()
-    fixed = recipe.split_settings(options.settings)
+    fixed = split_settings(options.settings)
     runs = {}
     for value in values.split(","):
         settings = {**fixed, name: value}

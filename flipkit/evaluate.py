@@ -14,8 +14,8 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from flipkit import recipe
 from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest
+from flipkit.settings import split_settings
 
 
 def main(arguments):
@@ -28,7 +28,7 @@ def main(arguments):
         from flipkit import evaluation, load_model
         from flipkit.run import cache_programs
 
-        evaluator = evaluation.make(name, recipe.split_settings(settings))
+        evaluator = evaluation.make(name, split_settings(settings))
         cache_programs()
         found = evaluator(load_model(path))
         Console(width=None if sys.stdout.isatty() else 120).print(table(found, f"{name} of {where}"))

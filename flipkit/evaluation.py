@@ -10,8 +10,8 @@ from absl import logging
 
 from flipkit import datasets, prompts
 from flipkit.errors import BadSample, ConfigurationError, DataError, UnknownName, nearest
-from flipkit.recipe import parse
 from flipkit.registry import Configurable, register
+from flipkit.settings import parse
 
 CHUNK = 512  # pictures decoded and embedded at a time
 

@@ -1,6 +1,5 @@
 """Recipes: finding them by path or name, setting their dials, changing their runs by path."""
 
-import ast
 import contextlib
 import importlib
 import importlib.util
@@ -11,8 +10,7 @@ import sys
 
 from flipkit import plugins
 from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest
-
-REQUIRED = inspect.Parameter.empty  # in the place of a default
+from flipkit.settings import REQUIRED, as_like, parse
 
 
 def shipped() -> dict[str, pathlib.Path]:
@@ -149,60 +147,6 @@ def _called(function, given):
     if not hasattr(run, "with_override"):
         raise ConfigurationError(f"Expected a recipe to return a flipkit.Run. Received: {run!r}")
     return run
-
-
-def as_like(value, likes, name):
-    """`value` in the type of one of `likes`: what it replaces, and what its owner has by default.
-
-    None is always taken, and anything where nothing is known of the type.
-
-    Raises:
-        ConfigurationError: it is like none of them.
-    """
-    likes = [like for like in likes if like is not None and like is not REQUIRED]
-    if value is None or not likes:
-        return value
-    for like in likes:
-        if _fits(value, like):
-            count = type(like) is int and isinstance(value, float) and value.is_integer()
-            return int(value) if count else value  # 1e6 for a count
-    kinds = {bool: "true or false", int: "a number", float: "a number", dict: "a dict"}
-    kind = kinds.get(type(likes[0]), "a list")
-    raise ConfigurationError(f"Expected {kind}, such as {likes[0]!r}. Received: {name}={value!r}")
-
-
-def _fits(value, like):
-    if isinstance(like, bool):
-        return isinstance(value, bool)
-    if isinstance(like, (int, float)):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(like, (list, tuple)):
-        return isinstance(value, (list, tuple, str))
-    if isinstance(like, dict) and "class_name" not in like:
-        return isinstance(value, dict)
-    return True  # a component may be given by name, and its owner knows which
-
-
-def parse(text: str):
-    """A Python literal (`0.5`, `(0.3, 1)`), `true`, `false` or `none`; else the string itself."""
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def split_settings(arguments) -> dict[str, str]:
-    """`["a=1", "b.c=x"]` -> `{"a": "1", "b.c": "x"}`."""
-    settings = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals or not name:
-            raise ConfigurationError(f"Expected name=value. Received: {argument!r}")
-        settings[name] = value
-    return settings
 
 
 def summary(function) -> str:

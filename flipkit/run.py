@@ -15,6 +15,7 @@ from rich.table import Table
 
 from flipkit import recipe
 from flipkit.errors import ConfigurationError, FlipkitError
+from flipkit.settings import split_settings
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/<recipe's name>.")
 _RECIPES = flags.DEFINE_bool("recipes", False, "List the recipes that have a name, and stop.")
@@ -35,7 +36,7 @@ def main(arguments):
             )
         name, *settings = arguments[1:]
         function = recipe.load(name)
-        run = recipe.make(function, recipe.split_settings(settings))
+        run = recipe.make(function, split_settings(settings))
         if _LIST.value:
             console.print(settings_table(function, run))
             return 0

@@ -18,8 +18,8 @@ from flipkit.errors import BadSample, ConfigurationError, FlipkitError, UnknownN
 from flipkit.feed import Feed
 from flipkit.journal import Journal
 from flipkit.model import FLIP
-from flipkit.recipe import as_like
 from flipkit.registry import Configurable, register
+from flipkit.settings import as_like
 
 TOKENIZER_TEXTS = 50_000  # captions that an untrained tokenizer learns from
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 import flipkit
-from flipkit import plugins, recipe
+from flipkit import plugins, recipe, settings
 from flipkit.encoders import shape_only, weights
 from flipkit.errors import ConfigurationError, FlipkitError, UnknownName
 
@@ -185,18 +185,18 @@ def test_a_mistake_inside_a_recipe_keeps_its_traceback(tmp_path):
     ],
 )
 def test_text_is_a_literal_or_itself(text, value):
-    assert recipe.parse(text) == value
-    assert type(recipe.parse(text)) is type(value)
+    assert settings.parse(text) == value
+    assert type(settings.parse(text)) is type(value)
 
 
 def test_settings_are_split_at_the_first_equals_sign():
-    assert recipe.split_settings(["a=1", "b.c=x=y", "d="]) == {"a": "1", "b.c": "x=y", "d": ""}
+    assert settings.split_settings(["a=1", "b.c=x=y", "d="]) == {"a": "1", "b.c": "x=y", "d": ""}
 
 
 @pytest.mark.parametrize("argument", ["batch_size", "=3", "--batch_size"])
 def test_setting_without_name_or_value_is_refused(argument):
     with pytest.raises(ConfigurationError, match="Expected name=value"):
-        recipe.split_settings([argument])
+        settings.split_settings([argument])
 
 
 # Dials
@@ -230,7 +230,7 @@ def test_dials_and_paths_go_together(function):
 )  # fmt: skip
 def test_dial_of_another_type_or_range_is_refused(function, setting):
     with pytest.raises(ConfigurationError) as problem:
-        recipe.make(function, recipe.split_settings([setting]))
+        recipe.make(function, settings.split_settings([setting]))
     assert setting.split("=")[0] in str(problem.value)
 
 
