@@ -11,12 +11,12 @@ import argparse
 import statistics
 import time
 
-import numpy as np
+import flipkit  # first: it chooses Keras's backend
 
-import flipkit  # isort: split  (chooses Keras's backend)
-
+# isort: split
 import jax
 import keras
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -93,7 +93,9 @@ def main():
             if round >= 2:  # the first two warm up
                 times[ratio].append(seconds)
                 updates[ratio].append(update)
-    title = f"{options.size}, batch {options.batch}, {options.dtype}, {jax.devices()[0].device_kind}"
+    title = (
+        f"{options.size}, batch {options.batch}, {options.dtype}, {jax.devices()[0].device_kind}"
+    )
     table = Table(
         "mask", "step ms", "optimizer ms", "pairs/s", "time ratio", "without optimizer", "FLOPs ratio",
         "of the promised speed-up", title=title,

@@ -75,7 +75,7 @@ ACTIVATIONS = {
 
 
 def activation(name: str):
-    """The function named `name`: "gelu_tanh" (FLIP), "gelu" (exact), "quick_gelu" (OpenAI's CLIP), "relu2"."""
+    """The function named `name`: "gelu_tanh" (FLIP), "gelu", "quick_gelu" (CLIP) or "relu2"."""
     if name not in ACTIVATIONS:
         raise ConfigurationError(f"Unknown activation={name!r}. {nearest(name, ACTIVATIONS)}")
     return ACTIVATIONS[name]
@@ -113,13 +113,13 @@ class Dropout(keras.layers.Layer):
         shape = [ops.shape(x)[0], *x.shape[1:]]
         if self.noise_shape is not None:
             shape = [full if n is None else n for full, n in zip(shape, self.noise_shape, strict=True)]
-        noise = self._seed().uniform(shape)
+        seed = current_seed()
+        seed = self.draw() if seed is None else seed.named(canonical(self.path))
+        noise = seed.uniform(shape)
         return ops.where(noise >= self.rate, x / (1 - self.rate), ops.zeros_like(x))
 
-    def _seed(self):
-        seed = current_seed()
-        if seed is not None:
-            return seed.named(canonical(self.path))
+    def draw(self) -> Seed:
+        """The next seed of the layer's own generator."""
         state = ops.cast(self.generator.next(), "int32")
         own = Seed()
         own.key = mix(ops.bitwise_xor(mix(state[0]), state[1]))
@@ -324,6 +324,11 @@ class TransformerBlock(keras.layers.Layer):
         for layer in children + self.attention_drops + self.mlp_drops:
             if not layer.built:
                 layer.build(shape)
+
+    def seed(self) -> Seed | None:
+        """A seed for one call outside every `seed_scope`; None if nothing is dropped."""
+        drops = self.attention_drops + self.mlp_drops
+        return drops[0].draw() if drops else None
 
     def call(self, x, mask=None, training=False):
         branch = self.attention(self.attention_norm(x), mask=mask)

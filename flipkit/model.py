@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from flipkit import encoders, losses, maskers, optimizers, plugins, registry, tokenizers
+from flipkit.callbacks import Throughput
 from flipkit.errors import ConfigurationError
 from flipkit.layers import gather, patchify
 from flipkit.metrics import PairMetrics
@@ -244,7 +245,7 @@ class FLIP(TrainStep, keras.Model):
         return sum(self.losses, self.pair_loss(y_pred["image"], y_pred["text"], self.scale))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        self.pair_metrics.update(y_pred, y_pred["scale"] if "scale" in y_pred else self.scale)
+        self.pair_metrics.update(y_pred, y_pred.get("scale", self.scale))
         results = self.get_metrics_result()
         if "gradient_norm" not in y_pred:  # an evaluation
             results.pop("gradient_norm")
@@ -254,8 +255,6 @@ class FLIP(TrainStep, keras.Model):
         """As `keras.Model.fit`; logs also `pairs_per_second` and `data_wait`, the share of time spent
         waiting for data (JAX backend).
         """
-        from flipkit.callbacks import Throughput  # callbacks know the model, not the other way round
-
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(Throughput())
         elif keras.backend.backend() == "jax":

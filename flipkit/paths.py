@@ -1,4 +1,4 @@
-"""Canonical variable paths, such as `image/block_07/mlp/up/kernel`, and the patterns that choose among them."""
+"""Canonical paths of variables, `image/block_07/mlp/up/kernel`, and patterns that choose among them."""
 
 import fnmatch
 from collections.abc import Iterable, Sequence

@@ -1,5 +1,6 @@
 """Runs as people look at them: tables, lines of progress, pictures."""
 
+import itertools
 import math
 import pathlib
 
@@ -52,7 +53,7 @@ def draw_run(rows, path) -> pathlib.Path | None:
     for name in names[:8]:
         _curve(axes[2], rows, name, "evaluations", label=name)
     for axis in axes:
-        for a, b in zip(rows, rows[1:], strict=False):
+        for a, b in itertools.pairwise(rows):
             if a["phase"] != b["phase"]:
                 axis.axvline(a["seconds"], color="0.5", linestyle=":", label="next phase")
         axis.set_xlabel("seconds of training")

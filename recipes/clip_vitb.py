@@ -2,7 +2,7 @@
 
 Li et al., CVPR 2023, arXiv 2212.00794: their reproduction of CLIP, trained as FLIP but for the mask.
 
-python -m flipkit.run clip_vitb data.path='/data/laion400m/*.tar' distribution=data_parallel --workdir runs/clip
+python -m flipkit.run clip_vitb data.path='/data/laion400m/*.tar' distribution=data_parallel
 """
 
 from flip_vitb import recipe as flip_vitb

@@ -2,7 +2,7 @@
 
 Li et al., CVPR 2023, arXiv 2212.00794. As flip_vitl but for the towers of Table 9.
 
-python -m flipkit.run flip_vitb data.path='/data/laion400m/*.tar' distribution=data_parallel --workdir runs/vitb
+python -m flipkit.run flip_vitb data.path='/data/laion400m/*.tar' distribution=data_parallel
 """
 
 from flip_vitl import recipe as flip_vitl

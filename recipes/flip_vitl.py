@@ -3,7 +3,7 @@
 Li et al., "Scaling Language-Image Pre-training via Masking", CVPR 2023, arXiv 2212.00794: 74.3 % zero-shot
 top-1 on ImageNet after 32 epochs (Table 2), 256 TPU-v3 cores. Numbers are the paper's unless said.
 
-python -m flipkit.run flip_vitl data.path='/data/laion400m/*.tar' distribution=data_parallel --workdir runs/vitl
+python -m flipkit.run flip_vitl data.path='/data/laion400m/*.tar' distribution=data_parallel
 """
 
 import flipkit
@@ -44,7 +44,9 @@ def recipe(
             image, text, mask_ratio=mask_ratio, dim=768, tokenizer="wordpiece", dtype=dtype
         ),
         data=flipkit.ImageTextShards(),  # set data.path
-        feed=flipkit.Feed(crop=(0.5, 1.0), flip=True, workers=8),  # the official code's augmentation
+        feed=flipkit.Feed(
+            crop=(0.5, 1.0), flip=True, workers=8
+        ),  # the official code's augmentation
         optimizer=flipkit.AdamW(
             beta_1=0.9,
             beta_2=0.95,
