@@ -245,7 +245,9 @@ class FLIP(TrainStep, keras.Model):
         return sum(self.losses, self.pair_loss(y_pred["image"], y_pred["text"], self.scale))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        self.pair_metrics.update(y_pred, y_pred.get("scale", self.scale))
+        # Not y_pred.get("scale", self.scale): in a training step the weights have no values here.
+        scale = y_pred["scale"] if "scale" in y_pred else self.scale  # noqa: SIM401
+        self.pair_metrics.update(y_pred, scale)
         results = self.get_metrics_result()
         if "gradient_norm" not in y_pred:  # an evaluation
             results.pop("gradient_norm")
