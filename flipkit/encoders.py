@@ -8,6 +8,7 @@ from keras import ops
 from flipkit import registry
 from flipkit.errors import ConfigurationError, nearest
 from flipkit.layers import TransformerBlock, gather, layer_norm, patchify, sincos_positions
+from flipkit.random import current_seed, seed_scope
 from flipkit.registry import register
 
 # How weights may be split over a mesh axis named "model": (path pattern, axes of the variable).
@@ -74,8 +75,15 @@ class _Transformer(keras.layers.Layer):
     def _transform(self, x, mask=None, training=False):
         for block in self.blocks:
             if self.remat and training:
-                # Activations inside a block are computed again in the backward pass.
-                x = keras.remat(lambda x, block=block: block(x, mask=mask, training=True))(x)
+                # Activations inside a block are computed again in the backward pass: with the same
+                # seed, drawn outside, since no state may change inside.
+                seed = current_seed() or block.seed()
+
+                def again(x, block=block, seed=seed):
+                    with seed_scope(seed):
+                        return block(x, mask=mask, training=True)
+
+                x = keras.remat(again)(x)
             else:
                 x = block(x, mask=mask, training=training)
         return self.norm(x)
@@ -137,7 +145,8 @@ class ViT(_Transformer):
     ):
         kwargs.setdefault("name", "image")
         super().__init__(dim, depth, heads, **kwargs)
-        self.image_size, self.patch_size = image_size, patch_size
+        self.image_size = image_size if isinstance(image_size, int) else tuple(image_size)
+        self.patch_size = patch_size
         self.positions, self.class_token, self.pool = positions, class_token, pool
         _check_choice("positions", positions, self.POSITIONS)
         _check_choice("pool", pool, self.POOLS)
@@ -145,10 +154,10 @@ class ViT(_Transformer):
             raise ConfigurationError('pool="class" needs class_token=True. Received: class_token=False')
         height, width = self.size
         if height % patch_size or width % patch_size:
+            below = (height if height % patch_size else width) // patch_size * patch_size
             raise ConfigurationError(
                 f"Expected an image size divisible by the patch size. Received: {image_size=}, "
-                f"{patch_size=}; the nearest sizes are "
-                f"{[n // patch_size * patch_size + more for n in {height} for more in (0, patch_size)]}"
+                f"{patch_size=}; the nearest sizes are {[below, below + patch_size]}"
             )
         if positions == "sincos" and dim % 4:
             raise ConfigurationError(f"Sine-cosine positions need a dim divisible by 4. Received: {dim=}")
@@ -158,7 +167,7 @@ class ViT(_Transformer):
     def size(self) -> tuple[int, int]:
         """Pixels: (height, width)."""
         size = self.image_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+        return (size, size) if isinstance(size, int) else size
 
     @property
     def grid(self) -> tuple[int, int]:

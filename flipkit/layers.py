@@ -121,9 +121,9 @@ class Dropout(keras.layers.Layer):
     def draw(self) -> Seed:
         """The next seed of the layer's own generator."""
         state = ops.cast(self.generator.next(), "int32")
-        own = Seed()
-        own.key = mix(ops.bitwise_xor(mix(state[0]), state[1]))
-        return own
+        seed = Seed()
+        seed.key = mix(ops.bitwise_xor(mix(ops.bitwise_xor(state[0], seed.key)), state[1]))
+        return seed
 
     def compute_output_shape(self, input_shape):
         return input_shape

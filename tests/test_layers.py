@@ -317,6 +317,12 @@ def test_dropout_alone_is_a_keras_layer_with_a_state_of_its_own():
     np.testing.assert_array_equal(twin(x, training=True), first)
 
 
+def test_rows_and_calls_of_dropout_alone_are_not_interchangeable():
+    layer = layers.Dropout(0.5, seed=0)
+    draws = [np.asarray(layer(np.ones((4, 50), "float32"), training=True)) for _ in range(4)]
+    assert len({row.tobytes() for rows in draws for row in rows}) == 16
+
+
 def test_dropout_trains_in_a_plain_keras_model():
     model = keras.Sequential(
         [keras.Input((64,)), layers.Dropout(0.5, seed=1), keras.layers.Dense(1, name="dense")]

@@ -1,0 +1,441 @@
+import json
+
+import jax
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import flipkit
+from flipkit import encoders, layers, paths
+from flipkit.errors import ConfigurationError, UnknownName
+from flipkit.random import Seed, initial_values, seed_scope
+
+SMALL = {"dim": 16, "depth": 1, "heads": 2}
+
+
+def vit(**changes):
+    """A tower of 16 patches, built and scrambled: positions, norms and biases matter too."""
+    return scrambled(flipkit.ViT(**{"image_size": 16, "patch_size": 4, **SMALL, **changes}))
+
+
+def text_tower(**changes):
+    return scrambled(flipkit.TextTransformer(**{"vocab": 32, "length": 6, **SMALL, **changes}))
+
+
+def scrambled(layer):
+    layer.build()
+    rng = np.random.default_rng(0)
+    for variable in layer.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape) * 0.4)
+    return layer
+
+
+def like(layer, other):
+    """`layer` with the weights of `other`."""
+    layer.build()
+    for variable, value in zip(layer.variables, other.variables, strict=True):
+        variable.assign(value)
+    return layer
+
+
+def run(layer, *args, **kwargs):
+    """The layer's output; compiled as one program, which is quicker than op by op."""
+    return np.asarray(jax.jit(lambda *args: layer(*args, **kwargs))(*args))
+
+
+def tokens(layer, *args, **kwargs):
+    """What the final norm gives, before the pooling."""
+    seen = {}
+    norm = type(layer.norm).call
+
+    def call(x):
+        seen["tokens"] = norm(layer.norm, x)
+        return seen["tokens"]
+
+    def traced(*args):
+        seen["pooled"] = layer(*args, **kwargs)
+        return seen
+
+    layer.norm.call = call
+    try:
+        found = jax.jit(traced)(*args)
+    finally:
+        del layer.norm.call
+    return np.asarray(found["tokens"]), np.asarray(found["pooled"])
+
+
+def images(batch=3, height=16, width=16):
+    return np.random.default_rng(1).normal(size=(batch, height, width, 3)).astype("float32")
+
+
+TEXT = np.array([[5, 9, 31, 2, 0, 0], [7, 1, 0, 0, 0, 0], [3, 30, 4, 8, 12, 30]], "int32")
+IDS = np.array([[0, 3, 7, 15], [1, 2, 3, 4], [5, 9, 10, 14]], "int32")
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return vit()
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return text_tower()
+
+
+# The image tower ------------------------------------------------------------------------------
+
+
+def test_vit_is_its_parts_put_together(tower):
+    x = images()
+    patches = np.asarray(layers.patchify(x, 4), "float64")
+    embedded = patches @ np.asarray(tower.patch_embed.kernel) + np.asarray(tower.patch_embed.bias)
+    embedded = embedded + layers.sincos_positions((4, 4), 16)
+    # The class token gets no position.
+    token = np.broadcast_to(np.asarray(tower.token), (3, 1, 16))
+    hidden = np.concatenate([token, embedded], axis=1).astype("float32")
+    expected = run(tower.norm, run(tower.blocks[0], hidden))
+    found, pooled = tokens(tower, x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(pooled, expected.mean(axis=1), atol=1e-5)
+
+
+def test_ids_select_patches_of_an_image(tower):
+    x = images()
+    patches = np.take_along_axis(np.asarray(layers.patchify(x, 4)), IDS[..., None], axis=1)
+    np.testing.assert_allclose(run(tower, x, ids=IDS), run(tower, patches, ids=IDS), atol=1e-6)
+
+
+def test_all_ids_are_no_ids(tower):
+    every = np.tile(np.arange(16, dtype="int32"), (3, 1))
+    np.testing.assert_allclose(run(tower, images(), ids=every), run(tower, images()), atol=1e-6)
+
+
+def test_patches_without_ids_are_all_patches(tower):
+    patches = np.asarray(layers.patchify(images(), 4))
+    np.testing.assert_allclose(run(tower, patches), run(tower, images()), atol=1e-6)
+
+
+def test_the_order_of_ids_does_not_matter_but_their_positions_do(tower):
+    found = run(tower, images(), ids=IDS)
+    np.testing.assert_allclose(run(tower, images(), ids=IDS[:, ::-1].copy()), found, atol=1e-5)
+    patches = np.take_along_axis(np.asarray(layers.patchify(images(), 4)), IDS[..., None], axis=1)
+    moved = run(tower, patches, ids=(IDS + 1) % 16)
+    assert np.abs(moved - found).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "pooling"),
+    [
+        ({"pool": "mean"}, lambda t: t.mean(axis=1)),
+        ({"pool": "mean_patches"}, lambda t: t[:, 1:].mean(axis=1)),
+        ({"pool": "class"}, lambda t: t[:, 0]),
+        ({"pool": "mean", "class_token": False}, lambda t: t.mean(axis=1)),
+        ({"pool": "mean_patches", "class_token": False}, lambda t: t.mean(axis=1)),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_pools_of_the_image_tower_by_name(changes, pooling):
+    layer = vit(**changes)
+    found, pooled = tokens(layer, images(), ids=IDS)
+    assert found.shape == (3, 4 + layer.class_token, 16)
+    np.testing.assert_allclose(pooled, pooling(found), atol=1e-6)
+
+
+def test_learned_positions_are_a_variable_for_each_patch():
+    layer = vit(positions="learned", class_token=False)
+    assert layer.position.path == "image/position"
+    assert layer.position.shape == (16, 16)
+    x = images()
+    found = run(layer, x, ids=IDS)
+    layer.position.assign(np.asarray(layer.position) + (np.arange(16) == 8)[:, None])
+    np.testing.assert_array_equal(run(layer, x, ids=IDS), found)  # nobody saw patch 8
+    layer.position.assign(np.asarray(layer.position) + (np.arange(16) == 7)[:, None])
+    changed = np.any(run(layer, x, ids=IDS) != found, axis=1)
+    np.testing.assert_array_equal(changed, np.any(IDS == 7, axis=1))
+
+
+def test_images_may_be_taller_than_wide():
+    layer = vit(image_size=(16, 8))
+    assert layer.grid == (4, 2)
+    assert layer.patches == 8
+    x = images(height=16, width=8)
+    np.testing.assert_array_equal(layer.position, layers.sincos_positions((4, 2), 16))
+    patches = np.asarray(layers.patchify(x, 4))
+    np.testing.assert_allclose(run(layer, x), run(layer, patches), atol=1e-6)
+
+
+def test_it_sees_where_a_patch_is(tower):
+    x = images(1)
+    other = np.roll(x, 4, axis=2)
+    assert np.abs(run(tower, x) - run(tower, other)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 30, "patch_size": 4}, r"divisible by the patch size.*\[28, 32\]"),
+        ({"image_size": (32, 30), "patch_size": 4}, r"image_size=\(32, 30\).*\[28, 32\]"),
+        ({"pool": "cls"}, "'class'"),
+        ({"positions": "sincoss"}, "'sincos'"),
+        ({"pool": "class", "class_token": False}, "class_token=True"),
+        ({"dim": 6}, "divisible by 4"),
+        ({"dim": 12, "heads": 5}, "heads=5"),
+        ({"activation": "gelu_tan"}, "'gelu_tanh'"),
+        ({"impl": "flash"}, "impl='flash'"),
+    ],
+)
+def test_vit_refuses_what_cannot_be(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        flipkit.ViT(**{"image_size": 16, "patch_size": 4, **SMALL, **arguments})
+
+
+def test_drop_path_grows_with_depth():
+    layer = flipkit.ViT(16, 4, dim=16, depth=3, heads=2, drop_path=0.2)
+    assert [block.drop_path for block in layer.blocks] == pytest.approx([0, 0.1, 0.2])
+    assert not layer.blocks[0].attention_drops
+
+
+# The text tower -------------------------------------------------------------------------------
+
+
+def test_the_text_tower_is_its_parts_put_together(texts):
+    hidden = np.asarray(texts.table)[TEXT] + np.asarray(texts.position)
+    expected = run(texts.norm, run(texts.blocks[0], hidden))
+    found, pooled = tokens(texts, TEXT)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(pooled, expected[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pooling"),
+    [
+        ({"pool": "first"}, lambda t: t[:, 0]),
+        ({"pool": "last"}, lambda t: t[:, -1]),
+        ({"pool": "eos"}, lambda t: t[[0, 1, 2], [2, 0, 1]]),  # the largest id, at first
+        ({"pool": "eos", "eos": 30}, lambda t: t[[0, 1, 2], [0, 0, 1]]),  # the first 30, or 0
+        (
+            {"pool": "mean"},
+            lambda t: np.stack([t[0, :4].mean(0), t[1, :2].mean(0), t[2].mean(0)]),
+        ),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_pools_of_the_text_tower_by_name(texts, changes, pooling):
+    layer = like(flipkit.TextTransformer(32, 6, **SMALL, **changes), texts)
+    found, pooled = tokens(layer, TEXT)
+    np.testing.assert_allclose(pooled, pooling(found), atol=1e-6)
+
+
+def test_a_text_without_words_is_pooled_to_zeros(texts):
+    layer = like(flipkit.TextTransformer(32, 6, **SMALL, pool="mean"), texts)
+    np.testing.assert_array_equal(run(layer, np.zeros((2, 6), "int32")), 0)
+
+
+def test_padding_is_seen_unless_it_is_masked(texts):
+    other = np.where(TEXT == 0, 20, TEXT)
+    other[2] = TEXT[2]
+    padded = [0, 1]
+    assert np.all(run(texts, TEXT)[padded] != run(texts, other)[padded])
+    masking = like(flipkit.TextTransformer(32, 6, **SMALL, mask_padding=True), texts)
+    moved = np.array(masking.table)
+    before = run(masking, TEXT)
+    moved[0] += 1  # what padding looks like
+    masking.table.assign(moved)
+    np.testing.assert_allclose(run(masking, TEXT), before, atol=1e-6)
+    np.testing.assert_allclose(before[2], run(texts, TEXT)[2], atol=1e-5)  # it has no padding
+
+
+def test_a_later_token_changes_nothing_before_it_if_causal(texts):
+    other = TEXT.copy()
+    other[:, 4:] = 11
+    causal = like(flipkit.TextTransformer(32, 6, **SMALL, causal=True), texts)
+    before, after = (tokens(causal, ids)[0] for ids in (TEXT, other))
+    np.testing.assert_allclose(after[:, :4], before[:, :4], atol=1e-6)
+    assert np.abs(after[:, 4:] - before[:, 4:]).max() > 1e-3
+    assert np.abs(run(texts, other) - run(texts, TEXT)).max() > 1e-3
+
+
+def test_a_causal_eos_pool_ignores_what_follows(texts):
+    causal = like(flipkit.TextTransformer(32, 6, **SMALL, causal=True, pool="eos", eos=2), texts)
+    text = np.array([[5, 9, 2, 0, 0, 0], [5, 9, 2, 8, 2, 7]], "int32")
+    first, second = run(causal, text)
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_keep_selects_tokens_with_their_positions(texts):
+    keep = np.array([[0, 2, 3], [0, 1, 4], [1, 2, 5]], "int32")
+    hidden = np.asarray(texts.table)[TEXT] + np.asarray(texts.position)
+    hidden = np.take_along_axis(hidden, keep[..., None], axis=1)
+    found, _ = tokens(texts, TEXT, keep=keep)
+    expected = run(texts.norm, run(texts.blocks[0], hidden))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    every = np.tile(np.arange(6, dtype="int32"), (3, 1))
+    np.testing.assert_allclose(run(texts, TEXT, keep=every), run(texts, TEXT), atol=1e-6)
+
+
+def test_masked_padding_stays_masked_among_kept_tokens(texts):
+    masking = like(flipkit.TextTransformer(32, 6, **SMALL, mask_padding=True, pool="mean"), texts)
+    text = np.array([[5, 9, 0, 0, 0, 0]], "int32")
+    few, many = (np.array([ids], "int32") for ids in ([0, 1], [0, 1, 4, 5]))
+    np.testing.assert_allclose(
+        run(masking, text, keep=many), run(masking, text, keep=few), atol=1e-6
+    )
+
+
+def test_a_text_may_be_shorter_than_the_longest(texts):
+    found, _ = tokens(texts, TEXT[:, :4])
+    assert found.shape == (3, 4, 16)
+    hidden = np.asarray(texts.table)[TEXT[:, :4]] + np.asarray(texts.position)[:4]
+    expected = run(texts.norm, run(texts.blocks[0], hidden))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_unknown_pool_is_answered_with_the_nearest():
+    with pytest.raises(ConfigurationError, match="'first'"):
+        flipkit.TextTransformer(32, 6, **SMALL, pool="frist")
+
+
+# Both -----------------------------------------------------------------------------------------
+
+
+def loss_and_gradient(layer, x, seed):
+    def loss(values):
+        weights = zip(layer.trainable_variables, values, strict=True)
+        with keras.StatelessScope(state_mapping=list(weights)), seed_scope(seed):
+            return ops.sum(ops.square(layer(x, training=True)))
+
+    return jax.jit(jax.value_and_grad(loss))([v.value for v in layer.trainable_variables])
+
+
+def test_remat_gives_the_same_loss_and_gradients():
+    plain = vit(dropout=0.2)
+    again = like(flipkit.ViT(16, 4, **SMALL, dropout=0.2, remat=True), plain)
+    x, seed = images(2), Seed(1)
+    loss, gradients = loss_and_gradient(plain, x, seed)
+    loss_again, gradients_again = loss_and_gradient(again, x, seed)
+    np.testing.assert_allclose(loss_again, loss, rtol=1e-6)
+    for one, other in zip(gradients, gradients_again, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_remat_keeps_less_for_the_backward_pass():
+    def residuals(remat):
+        layer = flipkit.ViT(16, 4, **SMALL, remat=remat)
+        layer.build()
+        values = [v.value for v in layer.trainable_variables]
+
+        def call(values):
+            with keras.StatelessScope(
+                state_mapping=list(zip(layer.trainable_variables, values, strict=True))
+            ):
+                return ops.sum(layer(images(2), training=True))
+
+        return sum(
+            v.size for v in jax.tree.leaves(jax.eval_shape(lambda w: jax.vjp(call, w)[1], values))
+        )
+
+    assert residuals(True) < residuals(False)
+
+
+def test_initial_values_are_flips():
+    layer = flipkit.ViT(32, 8, dim=64, depth=1, heads=4)
+    with initial_values(layer, 0):
+        layer.build()
+    found = {v.path.removeprefix("image/"): np.asarray(v) for v in layer.variables}
+
+    def uniform(x, limit):
+        return 0.95 * limit < abs(x).max() <= limit and abs(x.std() * 3**0.5 / limit - 1) < 0.05
+
+    for name in ("query", "key", "value"):  # Glorot on the fused kernel (64, 3 * 64)
+        kernel = found[f"block_00/attention/{name}/kernel"]
+        assert uniform(kernel, np.sqrt(6 / (64 + 3 * 64))), name
+    assert uniform(found["block_00/attention/out/kernel"], np.sqrt(6 / 128))
+    assert uniform(found["block_00/mlp/up/kernel"], np.sqrt(6 / 320))
+    assert uniform(found["block_00/mlp/down/kernel"], np.sqrt(6 / 320))
+    assert uniform(found["patch_embed/kernel"], np.sqrt(6 / (192 + 64)))
+    assert found["class_token"].std() == pytest.approx(0.02, rel=0.3)
+    for path, value in found.items():
+        if path.endswith(("bias", "beta")):
+            assert not value.any(), path
+        if path.endswith("gamma"):
+            assert np.all(value == 1), path
+
+
+@pytest.mark.parametrize("layer", [vit(), text_tower()], ids=["image", "text"])
+def test_each_pattern_of_the_layout_matches_matrices_of_its_rank(layer):
+    shapes = {paths.canonical(v.path): v.shape for v in layer.variables}
+    for pattern, axes in layer.layout():
+        chosen = [shape for path, shape in shapes.items() if paths.matches(pattern, path)]
+        assert chosen, pattern
+        assert all(len(shape) == len(axes) for shape in chosen)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        flipkit.ViT(
+            (16, 8), 4, 16, 2, 2, positions="learned", class_token=False, pool="mean_patches",
+            mlp_dim=8, activation="gelu", dropout=0.1, drop_path=0.2, impl="fused", remat=True,
+        ),
+        flipkit.TextTransformer(
+            9, 4, 16, 1, 4, causal=True, pool="eos", eos=3, mask_padding=True, mlp_dim=8,
+            activation="quick_gelu", dropout=0.1, drop_path=0.2, impl="einsum", remat=True,
+            dtype="mixed_bfloat16", name="words",
+        ),
+    ],
+    ids=["image", "text"],
+)  # fmt: skip
+def test_the_config_tells_everything(layer):
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
+    again = encoders.get(config)
+    assert type(again) is type(layer)
+    assert again.get_config() == layer.get_config()
+
+
+def test_towers_work_in_functional_keras_models(tower, texts):
+    x, ids = keras.Input((16, 16, 3)), keras.Input((4,), dtype="int32")
+    model = keras.Model([x, ids], tower(x, ids=ids))
+    assert model.output.shape == (None, 16)
+    np.testing.assert_allclose(
+        model.predict([images(), IDS], verbose=0), run(tower, images(), ids=IDS), atol=1e-5
+    )
+    text, keep = keras.Input((6,), dtype="int32"), keras.Input((3,), dtype="int32")
+    assert keras.Model([text, keep], texts(text, keep=keep)).output.shape == (None, 16)
+
+
+def test_a_tower_with_dropout_and_remat_trains_in_a_plain_keras_model():
+    tower = flipkit.ViT(16, 4, **SMALL, dropout=0.1, remat=True)
+    model = keras.Sequential([keras.Input((16, 16, 3)), tower, keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    history = model.fit(images(4), np.ones((4, 1)), batch_size=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_bfloat16_towers_give_bfloat16_features_and_keep_float32_weights():
+    for layer, x in ((flipkit.ViT, images(2)), (flipkit.TextTransformer, TEXT)):
+        sizes = (
+            {"image_size": 16, "patch_size": 4}
+            if layer is flipkit.ViT
+            else {"vocab": 32, "length": 6}
+        )
+        plain = scrambled(layer(**sizes, **SMALL))
+        half = like(layer(**sizes, **SMALL, dtype="mixed_bfloat16"), plain)
+        found = run(half, x)
+        assert found.dtype == "bfloat16"
+        assert {v.dtype for v in half.trainable_variables} == {"float32"}
+        np.testing.assert_allclose(found.astype("float32"), run(plain, x), atol=0.1)
+
+
+def test_a_shape_only_copy_counts_what_the_tower_learns(tower):
+    copy = encoders.shape_only(tower)
+    assert encoders.weights(copy) == encoders.weights(tower)
+    assert encoders.weights(tower) == sum(np.size(v) for v in tower.trainable_variables)
+
+
+def test_an_encoder_is_named_made_or_given(tower):
+    assert encoders.get(tower) is tower
+    assert type(encoders.get("vit")) is flipkit.ViT
+    assert type(encoders.get("text_transformer")) is flipkit.TextTransformer
+    with pytest.raises(UnknownName, match="'vit'"):
+        encoders.get("vti")
