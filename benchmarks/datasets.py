@@ -10,6 +10,8 @@ import time
 
 from flipkit.datasets import CaptionedShapes, ImageTextShards
 
+COUNT = 5_000  # samples measured
+
 
 def rate(read, order):
     """Calls per second of `read` over `order`, and what it returned."""
@@ -18,19 +20,19 @@ def rate(read, order):
     return len(order) / (time.perf_counter() - start), found
 
 
-def main(path=None, count=5_000):
+def main(path=None):
     """Measures the shapes and, if given, the shards at `path`."""
     shapes = CaptionedShapes()
-    rate(shapes.__getitem__, range(count))  # draws every stamp once
-    print(f"captioned_shapes        {rate(shapes.__getitem__, range(count))[0]:9,.0f} scenes/s")
-    print(f"captioned_shapes, texts {rate(shapes.texts, range(count))[0]:9,.0f} scenes/s")
+    rate(shapes.__getitem__, range(COUNT))  # draws every stamp once
+    print(f"captioned_shapes        {rate(shapes.__getitem__, range(COUNT))[0]:9,.0f} scenes/s")
+    print(f"captioned_shapes, texts {rate(shapes.texts, range(COUNT))[0]:9,.0f} scenes/s")
     if path is None:
         return
     start = time.perf_counter()
     data = ImageTextShards(path)
     opened = f"{len(data):,} samples opened in {time.perf_counter() - start:.2f} s"
     print(f"{path}: {opened}")
-    in_order = range(min(count, len(data)))
+    in_order = range(min(COUNT, len(data)))
     for name, order in (
         ("in order", in_order),
         ("at random", random.Random(0).sample(range(len(data)), len(in_order))),
@@ -42,4 +44,4 @@ def main(path=None, count=5_000):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:2])

@@ -149,7 +149,7 @@ class Retrieval(Configurable):
         for column, rows in enumerate(places.values()):
             belongs[rows, column] = True
         scores = images @ texts.T
-        found = {}
+        found: dict[str, float] = {"images": len(images), "texts": len(texts)}
         for name, score, right in (
             ("image_to_text", scores, belongs),
             ("text_to_image", scores.T, belongs.T),
@@ -158,7 +158,7 @@ class Retrieval(Configurable):
             # Ties with wrong ones count against it.
             ranks = 1 + ((score >= best) & ~right).sum(1)
             found |= {f"{name}/recall@{k}": float(np.mean(ranks <= k)) for k in (1, 5, 10)}
-        return found | {"images": len(images), "texts": len(texts)}
+        return found
 
 
 @register

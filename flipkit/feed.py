@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import absl.flags
 import grain
@@ -126,9 +127,9 @@ class _Slots:
     """The endless stream of samples: `slots[i]` is a function of (seed, i). Travels to workers."""
 
     feed: Feed
-    data: object
+    data: Any
     count: int
-    tokenizer: object
+    tokenizer: Any
     image_size: int
     length: int
     interpolation: str

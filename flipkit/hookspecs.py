@@ -19,6 +19,9 @@ any name is first looked up. Neither they nor the import of their module may sta
 A plugin may say the oldest and the newest hook API it works with: `flipkit_api = (1, 1)`.
 """
 
+# A specification has no body.
+# pyright: reportReturnType=false
+
 from typing import Any
 
 import pluggy

@@ -164,7 +164,7 @@ class _Keep(keras.callbacks.Callback):
         before = sum(p.steps for p in self.run.phases[: self.phase])
         samples = sum(p.samples for p in self.run.phases[: self.phase])
         steps = self.step - max(journal.last.get("step", 0), before)
-        if "pairs_per_second" in logs:
+        if "pairs_per_second" in logs:  # pyright: ignore[reportOperatorIssue]
             journal.seconds += steps * phase.batch_size / logs["pairs_per_second"]
         rejects = self.batches.rejects[self.told :]
         self.told = len(self.batches.rejects)

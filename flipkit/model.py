@@ -69,7 +69,7 @@ class FLIP(TrainStep, keras.Model):
         name="flip",
         **kwargs,
     ):
-        super().__init__(name=name, **kwargs)
+        super().__init__(name=name, **kwargs)  # pyright: ignore[reportCallIssue]
         self.image, self.text = encoders.get(image), encoders.get(text)
         self.masker, self.text_masker = maskers.get(masker), maskers.get(text_masker)
         for role in ("image", "text", "masker", "text_masker"):
@@ -93,13 +93,14 @@ class FLIP(TrainStep, keras.Model):
 
     @mask_ratio.setter
     def mask_ratio(self, ratio):
-        self._mask_ratio = _checked_ratio("mask_ratio", ratio)
-        if self.masks_images and not getattr(self.image, "grid", None):
+        ratio = _checked_ratio("mask_ratio", ratio)
+        if self.masker is not None and ratio and not getattr(self.image, "grid", None):
             raise ConfigurationError(
                 f"{type(self.image).__name__} cannot skip patches (it tells no grid), so it can't be "
                 f"masked. Set mask_ratio=0 or masker=None, or take an encoder such as 'vit'. "
                 f"Received: mask_ratio={ratio}"
             )
+        self._mask_ratio = ratio
         self.train_function = None  # Keras would go on with the program compiled for the old ratio
 
     @property

@@ -24,6 +24,7 @@ import re
 import reprlib
 import sys
 import threading
+from typing import Any
 
 import pluggy
 from absl import logging
@@ -90,7 +91,7 @@ class _Offer:
     kind: str
     name: str
     source: Source
-    value: object
+    value: Any
 
     @property
     def hook(self):
@@ -114,7 +115,7 @@ class _Offer:
         module, _, attribute = self.target.partition(":")
         if self.target.endswith(".py"):
             spec = importlib.util.spec_from_file_location(pathlib.Path(module).stem, self.target)
-            loaded = importlib.util.module_from_spec(spec)
+            loaded = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
             spec.loader.exec_module(loaded)
             return loaded.recipe
         return operator.attrgetter(attribute or "recipe")(importlib.import_module(module))
@@ -374,8 +375,8 @@ class _Manager(pluggy.PluginManager):
             summary = doc.strip().partition("\n")[0]
         except Exception as error:  # a listing lists what is broken
             status = f"broken: {_told(error.__cause__ or error)}"
-        where = dataclasses.astuple(offer.source)
-        return Component(offer.kind, offer.name, *where, offer.target, summary, status)
+        told = {"target": offer.target, "summary": summary, "status": status}
+        return Component(offer.kind, offer.name, **dataclasses.asdict(offer.source), **told)
 
 
 _lock = threading.RLock()
@@ -450,7 +451,7 @@ def register(plugin: object, name: str | None = None) -> None:
         PluginError: it is broken; nothing of it stays.
     """
     manager = _loaded()
-    name = name or getattr(plugin, "__name__", type(plugin).__name__)
+    name = str(name or getattr(plugin, "__name__", type(plugin).__name__))
     source = Source(name, getattr(plugin, "__version__", "(no version)"), _BY_HAND)
     with _lock:
         manager.remove(source)

@@ -34,7 +34,7 @@ STATISTICS = {
 LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as in JPEG and Pillow
 
 
-def get(identifier):
+def get(identifier) -> "Preprocessing":
     """A Preprocessing, its config, or the name of its statistics: `"clip"`; None is FLIP's."""
     if identifier is None or isinstance(identifier, str):
         return Preprocessing(identifier or "imagenet")

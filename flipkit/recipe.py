@@ -58,7 +58,7 @@ def _from_file(path):
     name = path.stem
     with _folder_importable(path.resolve().parent):
         spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
+        module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
         sys.modules[name] = module  # so that classes written in the recipe can be found again
         spec.loader.exec_module(module)
     return _function(module, path)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import sys
+from typing import Any
 
 import keras
 
@@ -35,7 +36,7 @@ class Configurable:
         return f"{type(self).__name__}({config})"
 
 
-def serialize(value):
+def serialize(value) -> Any:
     """`value` as JSON holds it; what knows its config becomes Keras's serialised form."""
     if isinstance(value, (list, tuple)):
         return [serialize(item) for item in value]
@@ -65,7 +66,7 @@ def without_tensorflow():
             lazy._available = None
 
 
-def deserialize(value):
+def deserialize(value) -> Any:
     """The inverse of `serialize`; lists stay lists."""
     if is_serialized(value):
         return keras.saving.deserialize_keras_object(value)
@@ -81,7 +82,7 @@ def is_serialized(value) -> bool:
     return isinstance(value, dict) and {"class_name", "config"} <= value.keys()
 
 
-def get(kind: str, identifier, base: type | tuple[type, ...] = object):
+def get(kind: str, identifier, base: type | tuple[type, ...] = object) -> Any:
     """The component that `identifier` means.
 
     Args:

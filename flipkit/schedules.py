@@ -69,7 +69,7 @@ class WarmupCosine(Schedule):
         self.peak, self.warmup, self.floor = peak, warmup, floor
 
     def check(self):
-        if not 0 <= self.warmup < self.total:
+        if not 0 <= self.warmup < self.total:  # pyright: ignore[reportOperatorIssue]
             raise ConfigurationError(
                 f"Expected a warm-up shorter than the phase. Received: warmup={self.warmup:,} of "
                 f"{self.total:,} samples. Set the schedule's warmup too, or change the recipe's "

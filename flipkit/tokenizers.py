@@ -224,7 +224,7 @@ class WordPiece(_Subwords):
 
     @functools.cached_property
     def _ids(self):
-        ids = {piece: i for i, piece in enumerate(self.lines)}
+        ids = {piece: i for i, piece in enumerate(self.lines or [])}
         needed = ["[UNK]"] + ["[CLS]"] * self.add_cls + ["[SEP]"] * self.add_sep
         if ids.get("[PAD]") != self.pad or not ids.keys() >= set(needed):
             raise ConfigurationError(
@@ -331,7 +331,7 @@ class ClipBPE(_Subwords):
 
     @functools.cached_property
     def _merges(self):
-        return [tuple(line.split()) for line in self.lines[1:]]
+        return [(left, right) for left, right in map(str.split, self.lines[1:])]
 
     @functools.cached_property
     def _ids(self):

@@ -1,4 +1,6 @@
 """FLIP's training step: Keras's, plus the gradient's norm, the step count and the wait for data."""
+# A mixin of keras.Model, whose methods are here once for each backend.
+# pyright: reportAttributeAccessIssue=false, reportRedeclaration=false
 
 import time
 

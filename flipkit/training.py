@@ -301,7 +301,8 @@ class Run(Configurable):
                 self._fit(index, max(0, done - before), before, batches, saved, journal)
                 optimizer = self.model.optimizer
         # A finished run's weights are the averages, where the optimizer keeps them.
-        type(optimizer).finalize_variable_values(optimizer, self.model.trainable_variables)
+        finalize = type(optimizer).finalize_variable_values  # pyright: ignore[reportAttributeAccessIssue]
+        finalize(optimizer, self.model.trainable_variables)
         journal.finish(self.model)
         return self.model
 
