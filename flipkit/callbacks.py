@@ -65,4 +65,6 @@ def evaluate_all(model, evaluators) -> dict[str, float]:
     """`{"name/metric": number}` of every evaluator, with averaged weights where the optimizer has them."""
     with optimizers.averaged_weights(model):
         found = {name: evaluator(model) for name, evaluator in evaluators.items()}
-    return {f"{name}/{metric}": value for name, all in found.items() for metric, value in all.items()}
+    return {
+        f"{name}/{metric}": value for name, all in found.items() for metric, value in all.items()
+    }

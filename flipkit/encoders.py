@@ -151,7 +151,9 @@ class ViT(_Transformer):
         _check_choice("positions", positions, self.POSITIONS)
         _check_choice("pool", pool, self.POOLS)
         if pool == "class" and not class_token:
-            raise ConfigurationError('pool="class" needs class_token=True. Received: class_token=False')
+            raise ConfigurationError(
+                'pool="class" needs class_token=True. Received: class_token=False'
+            )
         height, width = self.size
         if height % patch_size or width % patch_size:
             below = (height if height % patch_size else width) // patch_size * patch_size
@@ -160,7 +162,9 @@ class ViT(_Transformer):
                 f"{patch_size=}; the nearest sizes are {[below, below + patch_size]}"
             )
         if positions == "sincos" and dim % 4:
-            raise ConfigurationError(f"Sine-cosine positions need a dim divisible by 4. Received: {dim=}")
+            raise ConfigurationError(
+                f"Sine-cosine positions need a dim divisible by 4. Received: {dim=}"
+            )
         self.patch_embed = keras.layers.Dense(dim, dtype=self.dtype_policy, name="patch_embed")
 
     @property
@@ -184,7 +188,9 @@ class ViT(_Transformer):
         if not self.patch_embed.built:
             self.patch_embed.build((None, 3 * self.patch_size**2))
         if self.class_token:
-            self.token = self.add_weight(shape=(1, 1, self.dim), initializer=_TABLE, name="class_token")
+            self.token = self.add_weight(
+                shape=(1, 1, self.dim), initializer=_TABLE, name="class_token"
+            )
         if self.positions == "learned":
             shape = (self.patches, self.dim)
             self.position = self.add_weight(shape=shape, initializer=_TABLE, name="position")

@@ -31,7 +31,9 @@ def main(arguments):
         evaluator = evaluation.make(name, split_settings(settings))
         cache_programs()
         found = evaluator(load_model(path))
-        Console(width=None if sys.stdout.isatty() else 120).print(table(found, f"{name} of {where}"))
+        Console(width=None if sys.stdout.isatty() else 120).print(
+            table(found, f"{name} of {where}")
+        )
         out = path.parent / "evaluations" / f"{name}.json"
         out.parent.mkdir(exist_ok=True)
         out.write_text(json.dumps({"settings": evaluator.get_config(), "found": found}, indent=1))

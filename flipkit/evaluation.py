@@ -69,7 +69,9 @@ class ZeroShot(Configurable):
         names, groups = load_classnames(self.classnames, data)
         images, samples = encode(model, data)
         if any("label" not in sample for sample in samples):
-            raise DataError("Zero-shot classification needs samples with a `label`, a class's index")
+            raise DataError(
+                "Zero-shot classification needs samples with a `label`, a class's index"
+            )
         labels = np.array([sample["label"] for sample in samples])
         if labels.max() >= len(names):
             raise DataError(f"A label is {labels.max()}, but there are {len(names)} class names")

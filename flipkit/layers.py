@@ -63,7 +63,8 @@ def _gelu(x):
 
 
 def _relu2(x):
-    return ops.square(ops.relu(x))  # Primer, arXiv 2109.08668; a fifth of a CPU step faster than GELU
+    # Primer, arXiv 2109.08668; a fifth of a CPU step faster than GELU
+    return ops.square(ops.relu(x))
 
 
 ACTIVATIONS = {
@@ -112,7 +113,9 @@ class Dropout(keras.layers.Layer):
             return x
         shape = [ops.shape(x)[0], *x.shape[1:]]
         if self.noise_shape is not None:
-            shape = [full if n is None else n for full, n in zip(shape, self.noise_shape, strict=True)]
+            shape = [
+                full if n is None else n for full, n in zip(shape, self.noise_shape, strict=True)
+            ]
         seed = current_seed()
         seed = self.draw() if seed is None else seed.named(canonical(self.path))
         noise = seed.uniform(shape)
@@ -178,7 +181,9 @@ class Attention(keras.layers.Layer):
         self.supports_masking = True  # or Keras warns that the mask given by hand is lost
 
         def dense(name, kernel):
-            return keras.layers.Dense(dim, kernel_initializer=kernel, dtype=self.dtype_policy, name=name)
+            return keras.layers.Dense(
+                dim, kernel_initializer=kernel, dtype=self.dtype_policy, name=name
+            )
 
         self.query = dense("query", _QKV_INITIALIZER)
         self.key = dense("key", _QKV_INITIALIZER)
@@ -193,7 +198,9 @@ class Attention(keras.layers.Layer):
     def call(self, x, mask=None):
         length = x.shape[1]
         query, key, value = (
-            ops.reshape(layer(ops.reshape(x, (-1, self.dim))), (-1, length, self.heads, self.head_dim))
+            ops.reshape(
+                layer(ops.reshape(x, (-1, self.dim))), (-1, length, self.heads, self.head_dim)
+            )
             for layer in (self.query, self.key, self.value)
         )
         attend = self._fused if self._implementation() == "fused" else self._einsum
@@ -299,7 +306,8 @@ class TransformerBlock(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.dim, self.heads, self.mlp_dim, self.causal = dim, heads, mlp_dim, causal
-        self.activation, self.dropout, self.drop_path, self.impl = activation, dropout, drop_path, impl
+        self.activation, self.impl = activation, impl
+        self.dropout, self.drop_path = dropout, drop_path
         self.supports_masking = True
         policy = self.dtype_policy
         self.attention_norm = layer_norm("attention_norm", policy)

@@ -77,7 +77,11 @@ class AdamW(keras.optimizers.Optimizer):
 
     def get_config(self):
         own = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
-        own |= {"weight_decay": self.decay, "no_decay": self.no_decay, "rate_scale": self.rate_scale}
+        own |= {
+            "weight_decay": self.decay,
+            "no_decay": self.no_decay,
+            "rate_scale": self.rate_scale,
+        }
         return {**super().get_config(), **own}
 
 

@@ -20,9 +20,7 @@ def matches(pattern: str, path: str) -> bool:
     wanted, parts = pattern.strip("/").split("/"), path.split("/")
     starts = range(len(parts) - len(wanted) + 1)
     return any(
-        all(
-            fnmatch.fnmatchcase(part, want) for part, want in zip(parts[i:], wanted, strict=False)
-        )
+        all(fnmatch.fnmatchcase(part, want) for part, want in zip(parts[i:], wanted, strict=False))
         for i in starts
     )
 

@@ -22,7 +22,9 @@ def line(row, steps) -> str:
 def evaluations(row) -> dict[str, float]:
     """What evaluators found, without counts: the metrics whose names have a `/`."""
     found = {name: value for name, value in row.items() if "/" in name}
-    return {n: v for n, v in found.items() if n.rsplit("/", 1)[1] not in ("count", "images", "texts")}
+    return {
+        n: v for n, v in found.items() if n.rsplit("/", 1)[1] not in ("count", "images", "texts")
+    }
 
 
 def summary(row) -> str:

@@ -21,7 +21,9 @@ def rooms():
     """{room: its files}."""
     folder = ROOT / "flipkit"
     found = {path.stem: [path] for path in folder.glob("*.py") if path.stem != "__init__"}
-    return found | {path.parent.name: [*path.parent.glob("*.py")] for path in folder.glob("*/__init__.py")}
+    return found | {
+        path.parent.name: [*path.parent.glob("*.py")] for path in folder.glob("*/__init__.py")
+    }
 
 
 def imports(path):

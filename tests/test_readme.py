@@ -58,7 +58,8 @@ def install(project, folder):
     name, version = project["name"], project["version"]
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
-    info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    info.joinpath("METADATA").write_text(metadata)
     lines = []
     for group, points in project["entry-points"].items():
         lines += [f"[{group}]", *(f"{point} = {target}" for point, target in points.items())]
