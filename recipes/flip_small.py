@@ -14,7 +14,7 @@ import keras
 import flipkit
 
 
-def recipe(pairs=600_000, batch_size=128, mask_ratio=0.5, tuning=0.1, peak=9e-3):
+def recipe(pairs=400_000, batch_size=128, mask_ratio=0.5, tuning=0.1, peak=9e-3):
     """A ViT of 64 patches beside a text tower of 2 % of its FLOPs, so that masking can show its gain.
 
     Args:
@@ -72,7 +72,7 @@ def recipe(pairs=600_000, batch_size=128, mask_ratio=0.5, tuning=0.1, peak=9e-3)
             flip=False,
             captions="first",
             augment=flipkit.Augment(
-                sketch=0.4,
+                sketch=0.6,
                 colour=0.5,
                 brightness=0.15,
                 contrast=0.15,
