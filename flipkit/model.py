@@ -256,15 +256,20 @@ class FLIP(TrainStep, keras.Model):
 
     def fit(self, x=None, *args, callbacks=None, **kwargs):
         """As `keras.Model.fit`; logs also `pairs_per_second` and `data_wait`, the share of time spent
-        waiting for data (JAX backend).
+        waiting for data (JAX backend). A Keras `CallbackList` is used as it is, without them.
         """
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(Throughput())
-        elif keras.backend.backend() == "jax":
-            if inspect.isgenerator(x):
-                kwargs.setdefault("shuffle", False)  # Keras warns that it can't
+        if inspect.isgenerator(x):
+            kwargs.setdefault("shuffle", False)  # Keras warns that it can't
+        given = isinstance(callbacks, keras.callbacks.CallbackList)
+        if keras.backend.backend() == "jax" and not given:
             callbacks = [Throughput(), *keras.tree.flatten(callbacks or [])]
-        return super().fit(x, *args, callbacks=callbacks, **kwargs)
+        history = super().fit(x, *args, callbacks=callbacks, **kwargs)
+        if getattr(self.optimizer, "use_ema", False):
+            # Keras 3.15 has put the averages' own arrays into the weights, and the next step would
+            # give each away twice.
+            for variable in self.trainable_variables:
+                variable.assign(ops.copy(variable))
+        return history
 
     # Using it -----------------------------------------------------------------------------------
 

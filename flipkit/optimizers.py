@@ -104,14 +104,20 @@ def get(identifier) -> keras.optimizers.Optimizer:
 def averaged_weights(model):
     """Inside it the model has its optimizer's moving averages as weights, if it keeps them."""
     optimizer = getattr(model, "optimizer", None)
-    # Keras's own SwapEMAWeights reads this attribute; there is no public one.
-    averages = getattr(optimizer, "_model_variables_moving_average", []) if optimizer else []
-    weights = [ops.convert_to_numpy(w) for w in model.trainable_variables] if averages else []
-    if averages and int(optimizer.iterations):
-        for variable, average in zip(model.trainable_variables, averages, strict=True):
-            variable.assign(average)
+    averaging = getattr(optimizer, "use_ema", False) and int(optimizer.iterations) > 0
+    weights = [ops.convert_to_numpy(w) for w in model.trainable_variables] if averaging else []
+    if averaging:
+        take_averages(model)
     try:
         yield model
     finally:
         for variable, weight in zip(model.trainable_variables, weights, strict=False):
             variable.assign(weight)
+
+
+def take_averages(model):
+    """Makes the moving averages that the optimizer keeps, if it does, the model's weights."""
+    # Keras's own SwapEMAWeights reads this attribute; there is no public one.
+    averages = getattr(model.optimizer, "_model_variables_moving_average", None)
+    for variable, average in zip(model.trainable_variables, averages or [], strict=False):
+        variable.assign(ops.copy(average))  # the JAX trainer gives a weight's array away
