@@ -14,11 +14,20 @@ import keras
 import flipkit
 
 
-def recipe(pairs=400_000, batch_size=128, mask_ratio=0.5, tuning=0.1, peak=9e-3):
+def recipe(
+    pairs=400_000,
+    batch_size=128,
+    mask_ratio=0.5,
+    tuning=0.1,
+    peak=9e-3,
+    test=None,
+    classnames=None,
+):
     """A ViT of 64 patches beside a text tower of 2 % of its FLOPs, so that masking can show its gain.
 
     Args:
         tuning: share of the pairs that the image tower sees whole, at the end (FLIP's unmasked tuning).
+        test, classnames: labelled shards and a file of class names, for zero-shot while it trains.
     """
     image = flipkit.ViT(
         image_size=64,
@@ -96,5 +105,7 @@ def recipe(pairs=400_000, batch_size=128, mask_ratio=0.5, tuning=0.1, peak=9e-3)
             global_clipnorm=1.0,
         ),
         phases=phases,
+        evaluators={"zero_shot": flipkit.ZeroShot(test, classnames)} if test else None,
         log_every=50,
+        evaluate_every=500,
     )
