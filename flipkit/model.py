@@ -81,7 +81,9 @@ class FLIP(TrainStep, keras.Model):
         self.preprocessing = get_preprocessing(preprocessing)
         self.tokenizer = tokenizers.get(tokenizer)
         for projection in ("image_projection", "text_projection"):
-            layer = keras.layers.Dense(dim, use_bias=False, dtype=self.dtype_policy, name=projection)
+            layer = keras.layers.Dense(
+                dim, use_bias=False, dtype=self.dtype_policy, name=projection
+            )
             setattr(self, projection, layer)
 
     # Masking ------------------------------------------------------------------------------------
@@ -181,8 +183,10 @@ class FLIP(TrainStep, keras.Model):
             x = gather(x, ids)
         x = self.preprocessing.normalise(x)
         training = seed is not None
-        features = self.image(x, training=training) if ids is None else self.image(
-            x, ids=ids, training=training
+        features = (
+            self.image(x, training=training)
+            if ids is None
+            else self.image(x, ids=ids, training=training)
         )
         return _unit(self.image_projection(features))
 
@@ -192,8 +196,10 @@ class FLIP(TrainStep, keras.Model):
             grid, own = (1, self.text.length), seed.named("text_masker")
             keep = self.text_masker(x, keep=self.kept_tokens, grid=grid, seed=own)
         training = seed is not None
-        features = self.text(x, training=training) if keep is None else self.text(
-            x, keep=keep, training=training
+        features = (
+            self.text(x, training=training)
+            if keep is None
+            else self.text(x, keep=keep, training=training)
         )
         return _unit(self.text_projection(features))
 
@@ -287,7 +293,9 @@ class FLIP(TrainStep, keras.Model):
     def encode_texts(self, texts, batch_size=256) -> np.ndarray:
         """Strings -> float32 unit vectors (n, dim)."""
         if self.tokenizer is None:
-            raise ConfigurationError("This model has no tokenizer. Set FLIP(tokenizer='wordpiece').")
+            raise ConfigurationError(
+                "This model has no tokenizer. Set FLIP(tokenizer='wordpiece')."
+            )
         texts = [texts] if isinstance(texts, str) else list(texts)
         return self._encode("text", self.tokenizer(texts, self.text.length), batch_size)
 
