@@ -308,7 +308,8 @@ def weights(encoder) -> int:
 
 def shape_only(encoder):
     """A copy of `encoder` with shapes and no memory, for counting."""
-    copy = type(encoder).from_config(encoder.get_config())
+    with registry.without_tensorflow():
+        copy = type(encoder).from_config(encoder.get_config())
     with keras.StatelessScope(initialize_variables=False):
         copy.build(None)
     return copy
