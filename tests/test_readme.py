@@ -1,8 +1,8 @@
 """Runs every block of code in the documents, in order, in an empty folder.
 
 A python block that begins with the comment `# name.py` is also written as that file. A toml block with
-entry points is installed, as `pip install -e .` would. A bash block runs without TensorFlow, whose absence
-flipkit promises to bear; commands that would take hours are shortened as SHORTENED says.
+entry points is installed, as `pip install -e .` would. A bash block runs where TensorFlow can't be imported,
+and nothing may try to; commands that would take hours are shortened as SHORTENED says.
 """
 
 import io
@@ -91,6 +91,7 @@ def run_bash(code, folder, environment, where):
         told = f"{where}: {command}\n{done.stdout}\n{done.stderr}"
         assert done.returncode == 0, told
         assert "Traceback" not in done.stderr, told
+        assert not folder.joinpath(".absent", "asked").exists(), f"imports TensorFlow: {told}"
 
 
 @pytest.fixture
@@ -98,7 +99,11 @@ def environment(tmp_path):
     """For subprocesses: our Python, the folder's modules, no TensorFlow, programs kept for the next one."""
     absent = tmp_path / ".absent"
     absent.mkdir()
-    absent.joinpath("tensorflow.py").write_text("raise ImportError('left out by the test')\n")
+    absent.joinpath("tensorflow.py").write_text(
+        "import pathlib\n"
+        "pathlib.Path(__file__).with_name('asked').touch()\n"
+        "raise ImportError('left out by the test')\n"
+    )
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FLIPKIT_")}
     path = os.pathsep.join(map(str, (absent, tmp_path, ROOT)))
     return {
