@@ -1,8 +1,8 @@
 """Runs every block of code in the documents, in order, in an empty folder.
 
 A python block that begins with the comment `# name.py` is also written as that file. A toml block with
-entry points is installed, as `pip install -e .` would. A bash block runs where TensorFlow can't be imported,
-and nothing may try to; commands that would take hours are shortened as SHORTENED says.
+entry points is installed, as `pip install -e .` would. A bash block runs where TensorFlow can't be
+imported, and nothing may try to; commands that would take hours are shortened as SHORTENED says.
 """
 
 import io
