@@ -1,10 +1,9 @@
-"""What the documents promise about the code: hooks, rooms, public names, files."""
+"""What the documents promise about the code: hooks, public names, files."""
 
 import ast
 import inspect
 import pathlib
 import re
-import sys
 
 import pytest
 
@@ -17,49 +16,6 @@ HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith
 
 def read(name):
     return (ROOT / name).read_text(encoding="utf-8")
-
-
-def table():
-    """{room: packages it may import}, in the order of docs/architecture.md."""
-    rows = re.findall(r"^\| `(\w+)` \|.*\| *(.*?) *\|$", read("docs/architecture.md"), re.MULTILINE)
-    return {room: {p for p in packages.split(", ") if p} for room, packages in rows}
-
-
-def rooms():
-    """{room: its files}."""
-    folder = ROOT / "flipkit"
-    files = {path.stem: [path] for path in folder.glob("*.py") if path.stem != "__init__"}
-    folders = {path.parent for path in folder.glob("*/__init__.py")}
-    return files | {path.name: [*path.glob("*.py")] for path in folders}
-
-
-def imports(path):
-    """Every module that a file imports, inside functions too: "flipkit.model", "keras", ..."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == "flipkit":
-            yield from (f"flipkit.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
-
-
-def test_the_table_lists_every_room():
-    assert set(table()) == set(rooms())
-
-
-@pytest.mark.parametrize("room", sorted(rooms()))
-def test_a_room_imports_only_rooms_above_it_and_what_the_table_says(room):
-    order = list(table())
-    for path in rooms()[room]:
-        for name in imports(path):
-            package, _, rest = name.partition(".")
-            if package == "flipkit":
-                used = flipkit._HOMES.get(rest, rest.partition(".")[0])
-                if used not in ("__version__", room):
-                    assert order.index(used) < order.index(room), f"{room} imports {used}"
-            elif package not in sys.stdlib_module_names:
-                assert package in table()[room], f"{room} imports {package}"
 
 
 @pytest.mark.parametrize("hook", HOOKS)
