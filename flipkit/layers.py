@@ -159,8 +159,8 @@ class Attention(keras.layers.Layer):
         causal: whether a token sees only itself and earlier ones.
         impl: "einsum" computes scores explicitly, softmax in float32; "fused" is
             `keras.ops.dot_product_attention`, cuDNN's flash attention on CUDA; "auto" takes "fused" on
-            GPUs and "einsum" elsewhere: on TPU, Keras 3.15's fused path is wrong for lengths that are
-            multiples of 128.
+            GPUs and with torch, and "einsum" elsewhere: on TPU, Keras 3.15's fused path is wrong for
+            lengths that are multiples of 128.
 
     Call arguments:
         x: (batch, length, dim).
@@ -214,6 +214,8 @@ class Attention(keras.layers.Layer):
     def _implementation(self):
         if self.impl != "auto":
             return self.impl
+        if keras.backend.backend() == "torch":  # which tells no devices, as of Keras 3.15
+            return "fused"
         on_gpu = keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
         return "fused" if on_gpu else "einsum"
 

@@ -66,6 +66,9 @@ class AdamW(keras.optimizers.Optimizer):
         i = self._get_variable_index(variable)
         rate = ops.cast(learning_rate, variable.dtype) * self._factors[i]
         gradient = ops.cast(gradient, variable.dtype)
+        if keras.backend.backend() == "tensorflow":
+            # Of a gather it comes in slices, some rows more than once: squares need their sums.
+            gradient = ops.add(gradient, ops.zeros_like(variable))
         step = ops.cast(self.iterations + 1, variable.dtype)
         m, v = self._momentums[i], self._velocities[i]
         self.assign_add(m, (gradient - m) * (1 - self.beta_1))

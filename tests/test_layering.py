@@ -7,7 +7,23 @@ import sys
 
 import pytest
 
+import flipkit
+
 ROOT = pathlib.Path(__file__).parents[1]
+
+# Never: they are slow to import, absent on many accelerators, or take hold of the device.
+FRAMEWORKS = {
+    "flax",
+    "keras_hub",
+    "keras_nlp",
+    "optax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+}
+
+# May import jax itself, where Keras has no word for what they need.
+JAX = {"checkpoints", "distribution", "losses", "planning", "run", "train_step", "training"}
 
 
 def table():
@@ -39,13 +55,40 @@ def imports(path):
                 yield node.module
 
 
+def packages(room):
+    """What a room imports beside flipkit and the standard library."""
+    names = {name.partition(".")[0] for path in rooms()[room] for name in imports(path)}
+    return names - sys.stdlib_module_names - {"flipkit"}
+
+
 def test_the_table_lists_every_room():
     assert set(table()) == set(rooms())
 
 
 @pytest.mark.parametrize("room", rooms())
+def test_a_room_needs_all_that_the_table_allows(room):
+    assert packages(room) == table()[room]
+
+
+def test_the_arrow_goes_from_layers_over_kinds_and_model_to_training_and_run():
+    order = list(table())
+    kinds = ("maskers", "encoders", "datasets", "schedules", "tokenizers", "optimizers")
+    for kind in kinds:
+        way = ["errors", "plugins", "registry", "layers", kind, "model", "training", "run"]
+        assert sorted(way, key=order.index) == way
+        used = {name for path in rooms()[kind] for name in imports(path)}
+        assert not used & {f"flipkit.{other}" for other in kinds if other != kind}
+
+
+def test_no_framework_but_keras_and_seldom_jax_is_imported():
+    for room in rooms():
+        assert not packages(room) & FRAMEWORKS, room
+        assert room in JAX or not packages(room) & {"jax", "jaxlib"}, room
+
+
+@pytest.mark.parametrize("room", rooms())
 def test_a_room_imports_only_what_the_table_allows(room):
-    order, homes = list(table()), _homes()
+    order, homes = list(table()), flipkit._HOMES
     for path in rooms()[room]:
         for name in imports(path):
             package, _, rest = name.partition(".")
@@ -58,12 +101,63 @@ def test_a_room_imports_only_what_the_table_allows(room):
                 assert package in table()[room], f"{room} imports {package}"
 
 
-def _homes():
-    import flipkit
-
-    return flipkit._HOMES
-
-
 @pytest.mark.parametrize("plugin", sorted((ROOT / "plugins").glob("*/*.py")), ids=lambda p: p.stem)
 def test_a_plugin_imports_only_the_public_package(plugin):
     assert not [name for name in imports(plugin) if name.startswith("flipkit.")]
+
+
+LIGHT = """
+import sys
+import flipkit
+
+heavy = {"keras", "tensorflow", "jax", "jaxlib", "grain", "orbax", "numpy", "PIL", "torch"}
+print(sorted(heavy & sys.modules.keys()))
+flipkit.ConfigurationError
+print(sorted(heavy & sys.modules.keys()))
+from flipkit import plugins
+assert "random" in plugins.names("maskers"), plugins.names("maskers")
+print(sorted(heavy & sys.modules.keys()))
+import os
+print(os.environ["KERAS_BACKEND"])
+"""
+
+
+def test_importing_flipkit_and_asking_for_names_imports_no_framework(fresh):
+    found = fresh(LIGHT, KERAS_BACKEND=None, FLIPKIT_PLUGINS="", KERAS_HOME="/nonexistent")
+    assert found.split("\n")[:4] == ["[]", "[]", "[]", "jax"]
+
+
+def test_the_backend_a_user_chose_stays(fresh, tmp_path):
+    code = "import flipkit, os; print(os.environ.get('KERAS_BACKEND'))"
+    assert fresh(code, KERAS_BACKEND="torch").strip() == "torch"
+    (tmp_path / "keras.json").write_text('{"backend": "torch"}')
+    assert fresh(code, KERAS_BACKEND=None, KERAS_HOME=str(tmp_path)).strip() == "None"
+    (tmp_path / "keras.json").write_text('{"backend": "tensorflow"}')  # Keras's own default
+    assert fresh(code, KERAS_BACKEND=None, KERAS_HOME=str(tmp_path)).strip() == "jax"
+
+
+def test_every_public_name_resolves():
+    for name in flipkit.__all__:
+        assert getattr(flipkit, name) is not None, name
+    assert set(dir(flipkit)) == set(flipkit.__all__)
+
+
+def test_public_names_are_sorted_and_none_is_twice():
+    assert list(flipkit.__all__) == sorted(set(flipkit.__all__))
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Flip'"):
+        _ = flipkit.Flip
+    assert not hasattr(flipkit, "nothing")
+
+
+def test_type_checkers_see_every_public_name():
+    tree = ast.parse((ROOT / "flipkit" / "__init__.pyi").read_text())
+    seen = {
+        alias.asname
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == {name for name in flipkit.__all__ if not name.startswith("__")}
