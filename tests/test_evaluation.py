@@ -1,0 +1,194 @@
+"""Evaluators against what plain NumPy says, on a model whose embeddings are written down."""
+
+import json
+
+import numpy as np
+import pytest
+
+import flipkit
+from flipkit import errors, evaluation
+from flipkit.preprocessing import Preprocessing
+
+
+class Known:
+    """A model: a picture's red is the place of its vector, a text's vector is looked up."""
+
+    preprocessing = Preprocessing()
+
+    class image:
+        image_size = 4
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def encode_images(self, pixels, batch_size):
+        vectors = [self.texts[int(p[0, 0, 0])] for p in pixels]
+        return unit(vectors)
+
+    def encode_texts(self, texts):
+        return unit([self.texts[text] for text in texts])
+
+
+def unit(vectors):
+    vectors = np.asarray(vectors, "float32")
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def picture(value):
+    return np.full((4, 4, 3), value, "uint8")
+
+
+class Samples(flipkit.Dataset):
+    """Samples from a list; None is a bad one."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, i):
+        if self.samples[i] is None:
+            raise flipkit.BadSample(f"sample {i}: no picture")
+        return {"id": str(i), "texts": [], **self.samples[i]}
+
+
+@pytest.fixture
+def classifier():
+    """Pictures 0, 1, 2 of classes a, b, c, the third nearer to b than to its own."""
+    texts = {0: [1, 0, 0], 1: [0.1, 1, 0], 2: [0, 1, 0.5]}
+    texts |= {"a": [1, 0, 0], "b": [0, 1, 0], "c": [0, 0, 1]}
+    samples = [{"image": picture(i), "label": i} for i in range(3)]
+    return Known(texts), Samples(samples)
+
+
+def test_zero_shot_ranks_the_right_class(classifier):
+    model, data = classifier
+    found = flipkit.ZeroShot(data, ["a", "b", "c"])(model)
+    assert found == {"top1": 2 / 3, "top5": 1.0, "mrr": pytest.approx((1 + 1 + 1 / 2) / 3), "count": 3}
+
+
+def test_zero_shot_tells_groups_of_classes_apart(classifier, tmp_path):
+    model, data = classifier
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps({"names": ["a", "b", "c"], "concept_split": ["old", "old", "new"]}))
+    found = flipkit.ZeroShot(data, str(path))(model)
+    assert (found["old/top1"], found["new/top1"]) == (1.0, 0.0)
+    assert (found["old/count"], found["new/count"]) == (2, 1)
+    assert found["new/mrr"] == 0.5  # ranked among all classes
+
+
+@pytest.mark.parametrize(("name", "text"), [("c.txt", "a\nb\nc\n"), ("c.json", '["a", "b", "c"]')])
+def test_class_names_come_from_text_or_json(classifier, tmp_path, name, text):
+    model, data = classifier
+    (tmp_path / name).write_text(text)
+    assert flipkit.ZeroShot(data, tmp_path / name)(model)["top1"] == 2 / 3
+
+
+def test_templates_are_averaged_as_unit_vectors(classifier):
+    model, _ = classifier
+    model.texts |= {"x a": [3, 0, 0], "y a": [0, 0, 2]}  # lengths must not count
+    found = evaluation.class_vectors(model, ["a"], ["x {}", "y {}"])
+    np.testing.assert_allclose(found, unit([[1, 0, 1]]), atol=1e-6)
+
+
+def test_a_model_that_says_the_same_of_everything_gains_nothing():
+    labels = np.arange(4)
+    found = evaluation.rank_metrics(np.ones((4, 2)), np.ones((4, 2)), labels)
+    assert found["top1"] == 0
+    assert found["mrr"] == 0.25
+
+
+def test_ranks_agree_with_sorting():
+    rng = np.random.default_rng(0)
+    images, classes = unit(rng.normal(size=(50, 8))), unit(rng.normal(size=(20, 8)))
+    labels = rng.integers(0, 20, 50)
+    order = np.argsort(-(images @ classes.T), axis=1)
+    ranks = 1 + np.argmax(order == labels[:, None], axis=1)
+    found = evaluation.rank_metrics(images, classes, labels)
+    assert found["top1"] == pytest.approx(np.mean(ranks == 1))
+    assert found["top5"] == pytest.approx(np.mean(ranks <= 5))
+    assert found["mrr"] == pytest.approx(np.mean(1 / ranks))
+
+
+def test_bad_samples_are_left_out(classifier):
+    model, data = classifier
+    data.samples.insert(1, None)
+    assert flipkit.ZeroShot(data, ["a", "b", "c"])(model)["count"] == 3
+
+
+def test_nothing_but_bad_samples_is_an_error(classifier):
+    with pytest.raises(errors.DataError, match="Nothing to evaluate"):
+        flipkit.ZeroShot(Samples([None]), ["a"])(classifier[0])
+
+
+def test_a_label_without_a_name_is_an_error(classifier):
+    model, data = classifier
+    with pytest.raises(errors.DataError, match="A label is 2, but there are 2 class names"):
+        flipkit.ZeroShot(data, ["a", "b"])(model)
+
+
+def test_pictures_without_labels_are_an_error(classifier):
+    model, data = classifier
+    del data.samples[0]["label"]
+    with pytest.raises(errors.DataError, match="label"):
+        flipkit.ZeroShot(data, ["a", "b", "c"])(model)
+
+
+def test_class_names_that_are_missing_are_asked_for(classifier, tmp_path):
+    model, data = classifier
+    with pytest.raises(errors.ConfigurationError, match=r"classnames=FILE\.json"):
+        flipkit.ZeroShot(data)(model)
+    with pytest.raises(errors.ConfigurationError, match="Expected a file of class names"):
+        flipkit.ZeroShot(data, str(tmp_path / "none.json"))(model)
+
+
+def test_retrieval_counts_every_text_of_a_picture_and_every_picture_of_a_text():
+    # Pictures 0 and 1 share the text "same"; picture 2 has two texts, of which one is far off.
+    texts = {0: [1, 0, 0, 0], 1: [0.9, 0.1, 0, 0], 2: [0, 0, 1, 0]}
+    texts |= {"same": [1, 0.05, 0, 0], "two": [0, 0, 1, 0], "too": [1, 0, 0.2, 0]}
+    samples = [
+        {"image": picture(0), "texts": ["same"]},
+        {"image": picture(1), "texts": ["same"]},
+        {"image": picture(2), "texts": ["two", "too"]},
+    ]
+    found = flipkit.Retrieval(Samples(samples))(Known(texts))
+    assert (found["images"], found["texts"]) == (3, 3)
+    assert found["image_to_text/recall@1"] == 1
+    assert found["text_to_image/recall@1"] == pytest.approx(2 / 3)  # "too" finds another picture
+    assert found["text_to_image/recall@5"] == 1
+
+
+def test_retrieval_agrees_with_sorting():
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(30, 6))
+    texts = dict(enumerate(vectors + 0.8 * rng.normal(size=(30, 6))))
+    texts |= {f"t{i}": vector for i, vector in enumerate(vectors)}
+    samples = [{"image": picture(i), "texts": [f"t{i}"]} for i in range(30)]
+    found = flipkit.Retrieval(Samples(samples))(Known(texts))
+    scores = unit([texts[i] for i in range(30)]) @ unit(vectors).T
+    for name, s in (("image_to_text", scores), ("text_to_image", scores.T)):
+        ranks = np.argmax(np.argsort(-s, axis=1) == np.arange(30)[:, None], axis=1)
+        for k in (1, 5, 10):
+            assert found[f"{name}/recall@{k}"] == pytest.approx(np.mean(ranks < k))
+
+
+def test_caption_choice_is_right_where_the_true_text_is_nearer():
+    texts = {0: [1, 0], 1: [0, 1], "x": [1, 0.1], "y": [0.1, 1]}
+    samples = [{"image": picture(i), "texts": ["x", "y"]} for i in range(2)]
+    assert flipkit.CaptionChoice(Samples(samples))(Known(texts)) == {"accuracy": 0.5, "count": 2}
+
+
+def test_unknown_evaluators_and_arguments_answer_with_the_nearest():
+    with pytest.raises(errors.UnknownName, match="'zero_shot'"):
+        evaluation.make("zeroshot", {"data": "captioned_shapes"})
+    with pytest.raises(errors.UnknownName, match="'classnames'"):
+        evaluation.make("zero_shot", {"data": "captioned_shapes", "clasnames": "x"})
+    with pytest.raises(errors.ConfigurationError, match="needs data"):
+        evaluation.make("retrieval", {})
+
+
+def test_the_built_in_data_brings_its_class_names():
+    names, groups = evaluation.load_classnames(None, flipkit.CaptionedShapes("test"))
+    assert len(names) == len(groups) >= 400
+    assert sum(group != "seen" for group in groups) >= 80
