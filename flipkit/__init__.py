@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import sys
 
 __version__ = "0.1.0"
@@ -90,7 +91,22 @@ def _choose_backend():
         os.environ["KERAS_BACKEND"] = "jax"
 
 
+def _give_simulated_devices_threads():
+    """Keep simulated devices from waiting for each other for ever.
+
+    Each of them holds a thread of XLA's pool for every collective it waits in; the pool has one per
+    core, so that two collectives at once could take all and never finish. XLA (as of jaxlib 0.10)
+    takes the pool's size from NPROC.
+    """
+    count = re.search(
+        r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
+    )
+    if count:
+        os.environ.setdefault("NPROC", str(32 * int(count[1])))
+
+
 _choose_backend()
+_give_simulated_devices_threads()
 
 
 def __getattr__(name):

@@ -139,6 +139,7 @@ class Run(Configurable):
         config = super().get_config()
         for state in ("build_config", "compile_config"):  # a description has no weights
             config["model"].pop(state, None)
+        config["optimizer"]["config"].pop("name", None)  # Keras numbers them: sgd, sgd_1, ...
         return config
 
     # Description --------------------------------------------------------------------------------
@@ -301,8 +302,7 @@ class Run(Configurable):
                 self._fit(index, max(0, done - before), before, batches, saved, journal)
                 optimizer = self.model.optimizer
         # A finished run's weights are the averages, where the optimizer keeps them.
-        finalize = type(optimizer).finalize_variable_values  # pyright: ignore[reportAttributeAccessIssue]
-        finalize(optimizer, self.model.trainable_variables)
+        optimizers.take_averages(self.model)
         journal.finish(self.model)
         return self.model
 
