@@ -60,7 +60,8 @@ def numbers(weights, batch):
     found |= model.predict(batch, verbose=0)
 
     optimizer = flipkit.AdamW(1e-2, epsilon=1e-3, no_decay=["bias"])
-    model.compile(optimizer, losses.ContrastiveLoss(0.1))
+    jit = "auto" if keras.backend.backend() == "jax" else False  # quicker to compile
+    model.compile(optimizer, losses.ContrastiveLoss(0.1), jit_compile=jit)
     history = model.fit(batch, batch_size=4, epochs=2, shuffle=False, verbose=0).history
     found["losses"] = np.array(history["loss"])
     found["accuracy"] = np.array(history["image_to_text_accuracy"])
