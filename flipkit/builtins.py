@@ -1,5 +1,7 @@
 """What flipkit ships, offered through its own hooks; strings, so that asking imports nothing."""
 
+import pathlib
+
 from flipkit.hookspecs import hookimpl
 
 
@@ -56,3 +58,12 @@ def flipkit_optimizers():
 def flipkit_losses():
     """Contrastive losses."""
     return {"contrastive": "flipkit.losses:ContrastiveLoss"}
+
+
+@hookimpl
+def flipkit_recipes():
+    """Runs worth naming: files in the wheel, in a checkout the folder beside the package."""
+    package = pathlib.Path(__file__).parent
+    inside, beside = package / "recipes", package.parent / "recipes"
+    files = (inside if inside.is_dir() else beside).glob("*.py")
+    return {path.stem: str(path) for path in sorted(files)}

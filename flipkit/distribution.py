@@ -9,16 +9,13 @@ from flipkit.errors import UnknownName, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A way to lay a run over a mesh of devices.
+    """A way to lay a run over a mesh of devices: every device has all weights.
 
     Attributes:
         axes: names of the mesh's axes, the batch's first; all devices go to the first.
-        rules: ((path pattern, axes of the variable), ...), as the encoders' `layout()` tells them;
-            variables without a rule are on every device.
     """
 
     axes: tuple[str, ...] = ("batch",)
-    rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
 
 LAYOUTS = {"data_parallel": Layout()}
@@ -44,7 +41,7 @@ def realise(layout: Layout | None):
     devices = keras.distribution.list_devices()
     shape = (len(devices),) + (1,) * (len(layout.axes) - 1)
     mesh = keras.distribution.DeviceMesh(shape, layout.axes, devices)
-    # A feed gives each process its own part of the batch already.
+    # Keras could split only a tf.data.Dataset; a run is one process, whose feed makes whole batches.
     keras.distribution.set_distribution(
         keras.distribution.DataParallel(device_mesh=mesh, auto_shard_dataset=False)
     )

@@ -4,6 +4,7 @@ WORKDIR is a run's folder, or a .keras file. EVALUATOR is zero_shot, retrieval o
 
     python -m flipkit.evaluate W zero_shot data='test-*.tar' classnames=classnames.json
     python -m flipkit.evaluate W retrieval data='test-*.tar'
+    python -m flipkit.evaluate W caption_choice data=captioned_shapes data.split=word_order
 """
 
 import json

@@ -11,7 +11,7 @@ from absl import logging
 from flipkit import datasets, prompts
 from flipkit.errors import BadSample, ConfigurationError, DataError, UnknownName, nearest
 from flipkit.registry import Configurable, register
-from flipkit.settings import parse
+from flipkit.settings import as_like, parse
 
 CHUNK = 512  # pictures decoded and embedded at a time
 
@@ -73,8 +73,9 @@ class ZeroShot(Configurable):
                 "Zero-shot classification needs samples with a `label`, a class's index"
             )
         labels = np.array([sample["label"] for sample in samples])
-        if labels.max() >= len(names):
-            raise DataError(f"A label is {labels.max()}, but there are {len(names)} class names")
+        wrong = labels[(labels < 0) | (labels >= len(names))]
+        if wrong.size:
+            raise DataError(f"A label is {wrong[0]}, but there are {len(names)} class names")
         return rank_metrics(images, class_vectors(model, names, self.templates), labels, groups)
 
 
@@ -119,11 +120,26 @@ def load_classnames(source, data=None):
         if not path.is_file():
             raise ConfigurationError(f"Expected a file of class names. Received: {path}")
         text = path.read_text(encoding="utf-8")
-        source = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        try:
+            source = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        except ValueError as problem:
+            raise ConfigurationError(f"{path} holds no JSON: {problem}") from problem
+    names, groups = source, None
     if isinstance(source, dict):
-        groups = source.get("split", source.get("concept_split"))
-        return source["names"], groups
-    return [name for name in source if name], None
+        names, groups = source.get("names"), source.get("split", source.get("concept_split"))
+    texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    if not texts or not any(names):
+        raise ConfigurationError(
+            "Expected class names: a list of texts, or an object with such a list as `names`. "
+            f"Received: {str(source)[:100]}"
+        )
+    if groups is not None and len(groups) != len(names):
+        raise ConfigurationError(
+            f"Expected a group for every class. Received: {len(groups)} groups, {len(names)} names"
+        )
+    while not names[-1]:  # the last line of a file; elsewhere an empty name keeps its place
+        names = names[:-1]
+    return names, groups
 
 
 @register
@@ -176,6 +192,11 @@ class CaptionChoice(Configurable):
 
     def __call__(self, model) -> dict[str, float]:
         images, samples = encode(model, datasets.get(self.data))
+        if any(len(sample["texts"]) != 2 for sample in samples):
+            raise DataError(
+                "A choice needs samples with two texts, the true one and its foil, such as "
+                "data=captioned_shapes data.split=word_order"
+            )
         true, foil = (
             model.encode_texts([sample["texts"][i] for sample in samples]) for i in (0, 1)
         )
@@ -194,10 +215,18 @@ def make(name: str, settings: dict[str, str]):
     """
     if name not in EVALUATORS:
         raise UnknownName(f"Unknown evaluator: {name!r}. {nearest(name, EVALUATORS)}")
+    values = {setting: parse(text) for setting, text in settings.items()}
     known = inspect.signature(EVALUATORS[name]).parameters
-    for setting in settings:
-        if setting not in known:
+    for setting in values:
+        if setting not in known and not setting.startswith("data."):
             raise UnknownName(f"Unknown argument of {name}: {setting!r}. {nearest(setting, known)}")
-    if "data" not in settings:
+    if "data" not in values:
         raise ConfigurationError(f"{name} needs data: data='test-*.tar', or a dataset's name")
-    return EVALUATORS[name](**{name: parse(text) for name, text in settings.items()})
+    data = datasets.get(values.pop("data"))
+    for setting in [setting for setting in values if setting.startswith("data.")]:
+        config, key = data.get_config(), setting.removeprefix("data.")
+        if key not in config:
+            raise UnknownName(f"Unknown: {setting!r}. {nearest(key, config)}")
+        config[key] = as_like(values.pop(setting), [config[key]], setting)
+        data = type(data).from_config(config)
+    return EVALUATORS[name](data, **values)

@@ -3,6 +3,7 @@
 import inspect
 import math
 import pathlib
+import zipfile
 
 import keras
 import numpy as np
@@ -367,6 +368,8 @@ def load_model(path, compile=False):
     plugins.listing()  # imports every component: Keras finds only classes that were registered
     if not pathlib.Path(path).is_file():
         raise ConfigurationError(f"Expected a .keras file. Received: {path}, which does not exist.")
+    if not zipfile.is_zipfile(path):
+        raise ConfigurationError(f"Expected a .keras file. Received: {path}, which is none.")
     return keras.saving.load_model(path, compile=compile)
 
 

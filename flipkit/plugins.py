@@ -19,7 +19,6 @@ import inspect
 import json
 import operator
 import os
-import pathlib
 import re
 import reprlib
 import sys
@@ -29,7 +28,7 @@ from typing import Any
 import pluggy
 from absl import logging
 
-from flipkit import __version__, hookspecs
+from flipkit import __version__, hookspecs, modules
 from flipkit.errors import ConfigurationError, FlipkitError, PluginError, UnknownName, nearest
 
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("flipkit_"))
@@ -114,10 +113,7 @@ class _Offer:
             return self.value
         module, _, attribute = self.target.partition(":")
         if self.target.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(pathlib.Path(module).stem, self.target)
-            loaded = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
-            spec.loader.exec_module(loaded)
-            return loaded.recipe
+            return modules.from_file(self.target).recipe
         return operator.attrgetter(attribute or "recipe")(importlib.import_module(module))
 
 

@@ -1,29 +1,17 @@
 """Recipes: finding them by path or name, setting their dials, changing their runs by path."""
 
-import contextlib
-import importlib
-import importlib.util
 import inspect
 import json
 import pathlib
-import sys
 
-from flipkit import plugins
+from flipkit import modules, plugins
 from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest
 from flipkit.settings import REQUIRED, as_like, parse
 
 
-def shipped() -> dict[str, pathlib.Path]:
-    """Recipes that come with flipkit: {name: file}."""
-    here = pathlib.Path(__file__).parent
-    # In a wheel they are inside the package; in a checkout beside it.
-    folders = [here / "recipes", here.parent / "recipes"]
-    return {p.stem: p for folder in folders for p in sorted(folder.glob("*.py"))}
-
-
 def names() -> list[str]:
-    """Every recipe that can be run by name."""
-    return sorted({*shipped(), *plugins.names("recipes")})
+    """Every recipe that can be run by name: flipkit's own and the plugins'."""
+    return plugins.names("recipes")
 
 
 def load(identifier):
@@ -41,37 +29,13 @@ def load(identifier):
     if path.suffix == ".json" and path.is_file():
         return _recorded(path)
     if path.suffix == ".py" and path.is_file():
-        return _from_file(path)
+        return _function(modules.from_file(path), path)
     if path.suffix == ".py" or len(path.parts) > 1:
         raise UnknownName(f"No recipe file: {identifier}. {nearest(path.stem, names())}")
-    if identifier in shipped():
-        return _from_file(shipped()[identifier])
-    if identifier in plugins.names("recipes"):
-        found = plugins.component("recipes", identifier)
-        if inspect.ismodule(found):
-            return _function(found, found.__name__)
-        return _from_file(pathlib.Path(found)) if isinstance(found, (str, pathlib.Path)) else found
-    raise UnknownName(f"Unknown recipe: {identifier!r}. {nearest(identifier, names())}")
-
-
-def _from_file(path):
-    name = path.stem
-    with _folder_importable(path.resolve().parent):
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
-        sys.modules[name] = module  # so that classes written in the recipe can be found again
-        spec.loader.exec_module(module)
-    return _function(module, path)
-
-
-@contextlib.contextmanager
-def _folder_importable(folder):
-    """Inside it, a recipe can import its neighbours, as a script can."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
+    if identifier not in names():
+        raise UnknownName(f"Unknown recipe: {identifier!r}. {nearest(identifier, names())}")
+    found = plugins.component("recipes", identifier)
+    return _function(found, identifier) if inspect.ismodule(found) else found
 
 
 def _function(module, where):

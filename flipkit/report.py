@@ -15,7 +15,9 @@ def line(row, steps) -> str:
         parts.append(f"waiting for data {row['data_wait']:.0%}")
     if row["rejected"]:
         parts.append(f"{row['rejected']} bad samples replaced")
-    parts += [f"{name} {value:.3g}" for name, value in evaluations(row).items()]
+    top = ("top1", "accuracy", "recall@1")  # the summary at the end has the others
+    found = {n: v for n, v in evaluations(row).items() if n.rsplit("/", 1)[1] in top}
+    parts += [f"{name} {value:.1%}" for name, value in found.items()]
     return "  ".join(parts)
 
 

@@ -11,11 +11,12 @@ import sys
 
 from absl import app, flags, logging
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flipkit import recipe
 from flipkit.errors import ConfigurationError, FlipkitError
-from flipkit.settings import split_settings
+from flipkit.settings import REQUIRED, split_settings
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/<recipe's name>.")
 _RECIPES = flags.DEFINE_bool("recipes", False, "List the recipes that have a name, and stop.")
@@ -41,11 +42,12 @@ def main(arguments):
             console.print(settings_table(function, run))
             return 0
         cache_programs()
-        short = pathlib.Path(name).stem
+        path = pathlib.Path(name)
+        short = f"{path.parent.name}-again" if path.suffix == ".json" else path.stem
         workdir = pathlib.Path(_WORKDIR.value or f"runs/{short}")
         run.count_data()
         console.print(run_table(run, name, workdir))
-        run.start(workdir, recipe=name, say=lambda text: console.print(text, highlight=False))
+        run.start(workdir, recipe=name, say=lambda text: console.print(escape(text), highlight=False))
     except FlipkitError as problem:
         print(f"flipkit: {problem}", file=sys.stderr)
         return 2
@@ -60,7 +62,7 @@ def recipes_table() -> Table:
             what = recipe.summary(recipe.load(name))
         except FlipkitError as problem:
             what = f"broken: {problem}"
-        table.add_row(name, what)
+        table.add_row(name, escape(what))
     return table
 
 
@@ -68,9 +70,10 @@ def settings_table(function, run) -> Table:
     """What name=value can set: the recipe's arguments first, then every path in its run."""
     table = Table("name", "value", title="What can be set: name=value")
     for name, value in recipe.dials(function).items():
-        table.add_row(f"[bold]{name}[/bold]", f"{value!r}  (argument of the recipe)")
+        told = "needed" if value is REQUIRED else escape(repr(value))
+        table.add_row(f"[bold]{name}[/bold]", f"{told}  (argument of the recipe)")
     for path, value in run.paths().items():
-        table.add_row(path, repr(value) if not isinstance(value, str) else value)
+        table.add_row(path, escape(value if isinstance(value, str) else repr(value)))
     return table
 
 
@@ -87,7 +90,7 @@ def run_table(run, name, workdir) -> Table:
     table.add_row("model", f"{_named(run.model.image)} + {_named(run.model.text)}")
     table.add_row("parameters", f"image {image:,}, text {text:,}")
     table.add_row("masking", run.model.masking_summary())
-    table.add_row("data", f"{run.data!r}: {len(run.data):,} samples")
+    table.add_row("data", escape(f"{run.data!r}: {len(run.data):,} samples"))
     for i, phase in enumerate(run.phases):
         masked = "" if phase.mask_ratio is None else f", mask ratio {phase.mask_ratio:g}"
         what = f"{phase.samples:,} pairs, {phase.steps:,} steps of {phase.batch_size:,}{masked}"
@@ -98,7 +101,7 @@ def run_table(run, name, workdir) -> Table:
     found = ", ".join(f"{n} {v}" for n, v in plugins.distributions().items()) or "none"
     table.add_row("plugins", found)
     table.add_row("keras, jax", f"{keras.__version__}, {jax.__version__}")
-    table.add_row("workdir", str(workdir))
+    table.add_row("workdir", escape(str(workdir)))
     return table
 
 
@@ -115,6 +118,7 @@ def cache_programs():
 
     folder = os.environ.get("FLIPKIT_CACHE", pathlib.Path.home() / ".cache" / "flipkit")
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder) / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def start():

@@ -216,19 +216,22 @@ class Run(Configurable):
                 journal.close()
 
     def throughput(self, steps=10) -> float:
-        """Pairs per second of the first phase's step with its data, measured over `steps` steps.
+        """Pairs per second of the whole run, from `steps` steps of each phase with its data.
 
         Trains a model that is thrown away.
         """
         _require_jax()
+        seconds = 0.0
         with _distributed(self.distribution):
             run = self._anew()
-            batches = run._prepare(Journal(None, {}, print))
-            run._enter(0, None)
-            data = batches(0).from_step()
-            history = run.model.fit(data, steps_per_epoch=steps + 1, verbose=0)
-            data.close()
-            return history.history["pairs_per_second"][-1]
+            batches = run._prepare(Journal(None, {}))
+            for index, phase in enumerate(run.phases):
+                run._enter(index, None)
+                data = batches(index).from_step()
+                history = run.model.fit(data, steps_per_epoch=steps + 1, verbose=0).history
+                data.close()
+                seconds += phase.samples / history["pairs_per_second"][-1]
+        return sum(phase.samples for phase in self.phases) / seconds
 
     def _anew(self):
         """The same run with every object made again, its model seeded."""
@@ -241,7 +244,6 @@ class Run(Configurable):
         """Opens the data, readies tokenizer and model; returns phase index -> its batches."""
         self.count_data()  # says early and clearly what is wrong with the data
         train_tokenizer(self.model, self.data, journal)
-        self.model.build()
 
         def batches(index):
             phase, before = self.phases[index], self.phases[:index]
@@ -249,6 +251,9 @@ class Run(Configurable):
             size = phase.batch_size
             return self.feed.open(self.data, self.model, size, seed=self.seed, first=first)
 
+        for index in range(len(self.phases)):
+            batches(index)  # says what is wrong with any phase before there are weights
+        self.model.build()
         return batches
 
     def _enter(self, index, previous):

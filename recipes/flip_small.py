@@ -15,7 +15,7 @@ import flipkit
 
 
 def recipe(
-    pairs=400_000,
+    pairs=250_000,
     batch_size=128,
     mask_ratio=0.5,
     tuning=0.1,

@@ -39,9 +39,21 @@ def like(layer, other):
     return layer
 
 
-def run(layer, *args, **kwargs):
-    """The layer's output; compiled as one program, which is quicker than op by op."""
-    return np.asarray(jax.jit(lambda *args: layer(*args, **kwargs))(*args))
+programs = {}
+
+
+def run(layer, x, **kwargs):
+    """The layer's output, by a compiled program that serves every layer of the same config."""
+    key = type(layer), str(layer.get_config())
+    if key not in programs:
+        programs[key] = jax.jit(
+            lambda weights, others, x, kwargs: layer.stateless_call(weights, others, x, **kwargs)[0]
+        )
+    weights, others = (
+        [v.value for v in variables]
+        for variables in (layer.trainable_variables, layer.non_trainable_variables)
+    )
+    return np.asarray(programs[key](weights, others, x, kwargs))
 
 
 def tokens(layer, *args, **kwargs):

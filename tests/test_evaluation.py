@@ -65,7 +65,12 @@ def classifier():
 def test_zero_shot_ranks_the_right_class(classifier):
     model, data = classifier
     found = flipkit.ZeroShot(data, ["a", "b", "c"])(model)
-    assert found == {"top1": 2 / 3, "top5": 1.0, "mrr": pytest.approx((1 + 1 + 1 / 2) / 3), "count": 3}
+    assert found == {
+        "top1": 2 / 3,
+        "top5": 1.0,
+        "mrr": pytest.approx((1 + 1 + 1 / 2) / 3),
+        "count": 3,
+    }
 
 
 def test_zero_shot_tells_groups_of_classes_apart(classifier, tmp_path):
@@ -192,3 +197,41 @@ def test_the_built_in_data_brings_its_class_names():
     names, groups = evaluation.load_classnames(None, flipkit.CaptionedShapes("test"))
     assert len(names) == len(groups) >= 400
     assert sum(group != "seen" for group in groups) >= 80
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "holds no JSON"),
+        ("{}", "Expected class names"),
+        ("[]", "Expected class names"),
+        ("[1, 2]", "Expected class names"),
+        ('[""]', "Expected class names"),
+        ('{"names": "abc"}', "Expected class names"),
+        ('{"names": ["a", "b"], "split": ["seen"]}', "1 groups, 2 names"),
+    ],
+)
+def test_class_names_of_another_form_are_refused(tmp_path, content, told):
+    path = tmp_path / "names.json"
+    path.write_text(content)
+    with pytest.raises(errors.ConfigurationError, match=told):
+        evaluation.load_classnames(path)
+
+
+def test_an_empty_class_name_keeps_its_place(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("a\n\nc\n\n")
+    assert evaluation.load_classnames(path) == (["a", "", "c"], None)
+
+
+def test_a_negative_label_is_an_error(classifier):
+    model, _ = classifier
+    data = Samples([{"image": picture(0), "label": -1}])
+    with pytest.raises(errors.DataError, match="A label is -1"):
+        evaluation.ZeroShot(data, ["a", "b", "c"])(model)
+
+
+def test_a_choice_needs_two_texts():
+    model = Known({0: [1, 0], "a": [1, 0]})
+    with pytest.raises(errors.DataError, match="two texts"):
+        evaluation.CaptionChoice(Samples([{"image": picture(0), "texts": ["a"]}]))(model)

@@ -433,7 +433,7 @@ def test_a_component_is_listed_with_its_source_and_first_line(site):
 
 def test_everything_flipkit_ships_can_be_imported_and_is_described(site):
     listed = plugins.listing()
-    assert {c.kind for c in listed} == {*plugins.KINDS} - {"recipes"}
+    assert {c.kind for c in listed} == {*plugins.KINDS}
     assert [c for c in listed if c.status != "ok" or not c.summary] == []
 
 

@@ -408,7 +408,7 @@ def paper():
     return {name: recipe.load(name)() for name in ("flip_vitl", "flip_vitb", "clip_vitb")}
 
 
-@pytest.mark.parametrize("name", sorted(recipe.shipped()))
+@pytest.mark.parametrize("name", recipe.names())
 def test_shipped_recipe_builds_and_can_be_written_down(name):
     run = recipe.load(name)()
     assert weights(shape_only(run.model.image)) > 0
