@@ -89,13 +89,11 @@ def make(function, settings: dict[str, str]):
     if missing:
         raise ConfigurationError(f"This recipe needs a value: {missing[0]}=...")
     run = _called(function, given)
-    for path, value in values.items():
-        if path in own:
-            continue
+    paths = {path: value for path, value in values.items() if path not in own}
+    for path in paths:
         if "." not in path and path not in run.get_config():
             raise UnknownName(f"Unknown: {path!r}. {nearest(path, {*own, *run.get_config()})}")
-        run = run.with_override(path, value)
-    return run
+    return run.with_overrides(paths)
 
 
 def _called(function, given):
@@ -108,7 +106,7 @@ def _called(function, given):
             raise  # the recipe's own mistake, which its author wants to see in full
         told = " ".join(f"{name}={value!r}" for name, value in given.items())
         raise ConfigurationError(f"The recipe can't be made with {told}. {problem}") from problem
-    if not hasattr(run, "with_override"):
+    if not hasattr(run, "with_overrides"):
         raise ConfigurationError(f"Expected a recipe to return a flipkit.Run. Received: {run!r}")
     return run
 

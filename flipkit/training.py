@@ -159,32 +159,45 @@ class Run(Configurable):
         return len(self.data)
 
     def with_override(self, path: str, value) -> "Run":
-        """A copy with the argument at a dotted `path` changed, such as `model.masker.block`.
+        """A copy with the argument at a dotted `path` changed, such as `model.masker.block`."""
+        return self.with_overrides({path: value})
 
-        Only the argument at the path's head is rebuilt from its config; the others stay.
+    def with_overrides(self, values: dict[str, object]) -> "Run":
+        """A copy with the arguments at dotted paths changed: {path: value}, in this order.
+
+        Only arguments at the paths' heads are rebuilt from their configs; the others stay. What is
+        below one head changes together: a width may come before the heads that divide it.
 
         Raises:
             UnknownName: no such path; the nearest known name is told.
-            ConfigurationError: the value has the wrong type, or its owner refuses it.
+            ConfigurationError: a value has the wrong type, or its owner refuses it.
         """
-        head, *rest = path.split(".")
         arguments = {name: getattr(self, name) for name in self.get_config()}
-        if head not in arguments:
-            raise UnknownName(f"Unknown: {path!r}. {nearest(head, arguments)}")
-        try:
-            if rest:
-                tree = registry.serialize(arguments[head])
-                _set(tree, rest, value, path)
+        trees = {}  # head -> its config, as far as it is changed
+        for path, value in values.items():
+            head, *rest = path.split(".")
+            if head not in arguments:
+                raise UnknownName(f"Unknown: {path!r}. {nearest(head, arguments)}")
+            with _refusing({path: value}):
+                if not rest:
+                    arguments[head] = as_like(value, [arguments[head]], path)
+                    run = Run(**arguments)  # makes components of names
+                    arguments = {name: getattr(run, name) for name in arguments}
+                    trees.pop(head, None)
+                    continue
+                tree = trees.get(head) or registry.serialize(arguments[head])
+                try:
+                    _set(tree, rest, value, path)
+                except UnknownName:
+                    # What was set by name a moment ago has arguments only once it is made.
+                    tree = registry.serialize(registry.deserialize(tree))
+                    _set(tree, rest, value, path)
+                trees[head] = tree
+        for head, tree in trees.items():
+            with _refusing({p: v for p, v in values.items() if p.split(".")[0] == head}):
                 arguments[head] = registry.deserialize(tree)
-            else:
-                arguments[head] = as_like(value, [arguments[head]], path)
+        with _refusing(values):
             return Run(**arguments)
-        except FlipkitError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
-            # Keras wraps what a constructor raises, flipkit's own errors too, into pages of config.
-            reason = str(problem).rpartition("Exception encountered: ")[2].strip()
-            raise ConfigurationError(f"Can't set {path}={value!r}. {reason}") from problem
 
     def paths(self) -> dict[str, object]:
         """Everything that can be overridden: {dotted path: value}, components as their class."""
@@ -429,6 +442,20 @@ def _require_jax():
 
 
 # Paths into a run's config ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _refusing(values):
+    """Turns what goes wrong inside into an error that says which values can't be set, and why."""
+    try:
+        yield
+    except FlipkitError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
+        # Keras wraps what a constructor raises, flipkit's own errors too, into pages of config.
+        reason = str(problem).rpartition("Exception encountered: ")[2].strip()
+        told = ", ".join(f"{path}={value!r}" for path, value in values.items())
+        raise ConfigurationError(f"Can't set {told}. {reason}") from problem
 
 
 def _children(node):

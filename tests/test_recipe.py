@@ -286,6 +286,19 @@ def test_what_was_set_by_name_can_be_set_further(run):
     assert changed.data.split == "test"
 
 
+def test_overrides_are_judged_together(run, function):
+    wide = recipe.make(function, {"model.image.dim": "36", "model.image.heads": "9"})
+    assert (wide.model.image.dim, wide.model.image.heads) == (36, 9)
+    several = {"model.masker": None, "model.image": "vit", "model.image.depth": 1, "seed": 2}
+    changed = run.with_overrides(
+        {**several, "model.masker": "random", "model.masker.trainable": False}
+    )
+    assert (len(changed.model.image.blocks), changed.model.image.dim) == (1, 768)
+    assert changed.model.masker.trainable is False
+    with pytest.raises(ConfigurationError, match=r"Can't set model\.image\.dim=36, model.*heads=8"):
+        run.with_overrides({"model.image.dim": 36, "model.image.heads": 8, "seed": 3})
+
+
 def test_every_listed_path_can_be_set_to_the_value_it_has(run):
     for path, value in run.paths().items():
         if path.endswith(("name", "dtype")) or not isinstance(value, (int, float, bool)):

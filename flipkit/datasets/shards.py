@@ -9,6 +9,7 @@ import os
 import re
 import tarfile
 import tempfile
+import threading
 import weakref
 from concurrent import futures
 
@@ -169,6 +170,9 @@ class Shard:
 
 
 _open = functools.lru_cache(maxsize=64)(Shard)  # open files: the default limit is often 1,024
+# NumPy reads a header with `ast`, which two threads of Python 3.11.7 can't do at once: it raises
+# SystemError (github.com/python/cpython/pull/113035).
+_parsing = threading.Lock()
 _unsaved = {}  # version -> index, where the cache folder can't be written
 
 
@@ -185,7 +189,8 @@ def load_index(shard: Shard):
     folder = os.path.join(os.environ.get("FLIPKIT_CACHE", "~/.cache/flipkit"), "index")
     file = os.path.join(os.path.expanduser(folder), f"{shard.version}.npy")
     try:
-        return np.load(file, mmap_mode="r").view(np.ndarray)
+        with _parsing:
+            return np.load(file, mmap_mode="r").view(np.ndarray)
     except (OSError, EOFError, ValueError):  # none yet, or one that a dying machine cut short
         index = scan(shard)
     try:
