@@ -47,7 +47,9 @@ def main(arguments):
         workdir = pathlib.Path(_WORKDIR.value or f"runs/{short}")
         run.count_data()
         console.print(run_table(run, name, workdir))
-        run.start(workdir, recipe=name, say=lambda text: console.print(escape(text), highlight=False))
+        run.start(
+            workdir, recipe=name, say=lambda text: console.print(escape(text), highlight=False)
+        )
     except FlipkitError as problem:
         print(f"flipkit: {problem}", file=sys.stderr)
         return 2

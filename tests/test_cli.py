@@ -193,7 +193,9 @@ def test_vitl_scaled_down_ends_with_a_rate_of_zero(cli, tmp_path):
             for name, value in {"dim": 16, "depth": 1, "heads": 2, "dtype": "float32"}.items()]  # fmt: skip
     settings = ["data=captioned_shapes", "batch_size=8", "pairs=16", "image_size=32"]
     rest = ["data.size=64", "feed.workers=0", "model.dim=16", "model.text.vocab=300"]
-    code, printed, complained = cli("flip_vitl", *settings, *thin, *rest, "--workdir", tmp_path / "vitl")
+    code, printed, complained = cli(
+        "flip_vitl", *settings, *thin, *rest, "--workdir", tmp_path / "vitl"
+    )
     assert code == 0, complained
     assert "Done: 16 pairs" in printed
     assert "learning rate 0 at the end" in printed
