@@ -4,6 +4,7 @@ import math
 
 import keras
 from keras import ops
+from keras.src.backend.common import global_state  # Keras has no public word for it
 
 from flipkit import registry
 from flipkit.errors import ConfigurationError, nearest
@@ -310,6 +311,13 @@ def shape_only(encoder):
     """A copy of `encoder` with shapes and no memory, for counting."""
     with registry.without_tensorflow():
         copy = type(encoder).from_config(encoder.get_config())
-    with keras.StatelessScope(initialize_variables=False):
-        copy.build(None)
+    # Keras 3.15 keeps a list of variables that wait for their values, and gives all of them theirs at
+    # the end of the next StatelessScope: it would hold the copy, and fill it while a model is built.
+    waiting = global_state.get_global_attribute("uninitialized_variables", [], set_to_default=True)
+    before = len(waiting)
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            copy.build(None)
+    finally:
+        del waiting[before:]
     return copy

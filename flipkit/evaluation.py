@@ -4,6 +4,7 @@ import collections
 import inspect
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -109,7 +110,7 @@ def _rank_summary(ranks):
     return {"top1": float(top1), "top5": float(top5), "mrr": float(mrr), "count": len(ranks)}
 
 
-def load_classnames(source, data=None):
+def load_classnames(source: Any, data=None) -> tuple[Any, Any]:
     """(names, groups or None) from a file, a list, or the data itself; see `ZeroShot`."""
     if source is None:
         if not hasattr(data, "classnames"):
@@ -124,7 +125,8 @@ def load_classnames(source, data=None):
             source = json.loads(text) if path.suffix == ".json" else text.splitlines()
         except ValueError as problem:
             raise ConfigurationError(f"{path} holds no JSON: {problem}") from problem
-    names, groups = source, None
+    names: Any = source
+    groups: Any = None
     if isinstance(source, dict):
         names, groups = source.get("names"), source.get("split", source.get("concept_split"))
     texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
@@ -222,7 +224,7 @@ def make(name: str, settings: dict[str, str]):
             raise UnknownName(f"Unknown argument of {name}: {setting!r}. {nearest(setting, known)}")
     if "data" not in values:
         raise ConfigurationError(f"{name} needs data: data='test-*.tar', or a dataset's name")
-    data = datasets.get(values.pop("data"))
+    data: Any = datasets.get(values.pop("data"))
     for setting in [setting for setting in values if setting.startswith("data.")]:
         config, key = data.get_config(), setting.removeprefix("data.")
         if key not in config:

@@ -451,3 +451,10 @@ def test_an_encoder_is_named_made_or_given(tower):
     assert type(encoders.get("text_transformer")) is flipkit.TextTransformer
     with pytest.raises(UnknownName, match="'vit'"):
         encoders.get("vti")
+
+
+def test_counting_leaves_no_variables_that_the_next_model_would_fill(tiny):
+    counted = encoders.shape_only(tiny().image)
+    tiny().build()
+    assert all(variable._value is None for variable in counted.variables)
+    assert encoders.weights(counted) > 0
