@@ -182,6 +182,7 @@ def test_both_implementations_of_attention_are_the_plain_formula(attentions, len
                 np.testing.assert_allclose(
                     found[impl, causal, str(masked)],
                     expected,
+                    rtol=1e-5,  # of outputs that reach 15: float32's noise there is 1e-5
                     atol=1e-5,
                     err_msg=f"{impl}, {causal=}, {masked=}",
                 )

@@ -316,7 +316,7 @@ def test_a_distribution_offers_a_name_once(site, tmp_path):
 
 def test_an_unknown_name_is_answered_with_the_nearest(site):
     site("one", sound("stripes"))
-    with pytest.raises(UnknownName, match=r"Did you mean 'stripes'\? Known: random, stripes\.$"):
+    with pytest.raises(UnknownName, match=r"Did you mean 'stripes'\? Known: random, stripes\."):
         plugins.component("maskers", "stirpes")
     with pytest.raises(UnknownName, match="Did you mean 'flipkit-one:stripes'"):
         plugins.component("maskers", "flipkit-on:stripes")
