@@ -3,13 +3,29 @@
 python -m flipkit.run flip_shapes --workdir runs/shapes
 """
 
+import math
+
 import keras
 
 import flipkit
 
 
-def recipe(pairs=60_000, batch_size=128, mask_ratio=0.5, peak=9e-3):
-    """A small tower over 64 patches; every dial is sized for a first run on a laptop."""
+def recipe(pairs=60_000, batch_size=128, mask_ratio=0.5, tuning=0.25, peak=9e-3):
+    """A small tower over 64 patches; every dial is sized for a first run on a laptop.
+
+    Args:
+        tuning: share of the pairs that the image tower sees whole, at the end (FLIP's unmasked tuning).
+    """
+    masked = pairs - int(pairs * tuning)
+    end = peak * (1 - math.cos(math.pi * tuning)) / 2  # where one cosine over all pairs would be
+    phases = [
+        flipkit.Phase(
+            masked, batch_size, flipkit.WarmupCosine(peak, warmup=masked // 20, floor=end)
+        )
+    ]
+    if pairs - masked >= batch_size:
+        rate = flipkit.WarmupCosine(end)
+        phases.append(flipkit.Phase(pairs - masked, batch_size, rate, mask_ratio=0.0))
     image = flipkit.ViT(image_size=64, patch_size=8, dim=128, depth=4, heads=4, activation="relu2")
     text = flipkit.TextTransformer(
         vocab=512, length=24, dim=96, depth=2, heads=3, pool="mean", activation="relu2"
@@ -26,12 +42,12 @@ def recipe(pairs=60_000, batch_size=128, mask_ratio=0.5, peak=9e-3):
             adam_weight_decay=0.0,
             exclude_layers=["position"],
         ),
-        phases=[flipkit.Phase(pairs, batch_size, flipkit.WarmupCosine(peak, warmup=pairs // 20))],
+        phases=phases,
         evaluators={
             "zero_shot": flipkit.ZeroShot(flipkit.CaptionedShapes("test")),
             "word_order": flipkit.CaptionChoice(flipkit.CaptionedShapes("word_order")),
             "attributes": flipkit.CaptionChoice(flipkit.CaptionedShapes("attributes")),
         },
         log_every=20,
-        evaluate_every=100,
+        evaluate_every=60,
     )
