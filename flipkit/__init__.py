@@ -31,11 +31,13 @@ _HOMES = {
     "Feed": "feed",
     "FlipkitError": "errors",
     "ImageTextShards": "datasets",
+    "LARS": "optimizers",
     "Loss": "losses",
     "Masker": "maskers",
     "Phase": "training",
     "PluginError": "errors",
     "Preprocessing": "preprocessing",
+    "PrioritisedMasker": "maskers",
     "RandomMasker": "maskers",
     "Retrieval": "evaluation",
     "Run": "training",
@@ -51,6 +53,8 @@ _HOMES = {
     "ZeroShot": "evaluation",
     "hookimpl": "hookspecs",
     "load_model": "model",
+    "load_pretrained": "weights",
+    "save_as": "weights",
 }
 _MODULES = (
     "callbacks",
@@ -70,6 +74,7 @@ _MODULES = (
     "schedules",
     "tokenizers",
     "training",
+    "weights",
 )
 
 __all__ = sorted([*_HOMES, *_MODULES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]

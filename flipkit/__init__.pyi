@@ -19,6 +19,7 @@ from flipkit import (
     schedules as schedules,
     tokenizers as tokenizers,
     training as training,
+    weights as weights,
 )
 from flipkit.datasets import (
     CaptionedShapes as CaptionedShapes,
@@ -55,13 +56,17 @@ from flipkit.losses import (
 )
 from flipkit.maskers import (
     Masker as Masker,
+    PrioritisedMasker as PrioritisedMasker,
     RandomMasker as RandomMasker,
 )
 from flipkit.model import (
     FLIP as FLIP,
     load_model as load_model,
 )
-from flipkit.optimizers import AdamW as AdamW
+from flipkit.optimizers import (
+    AdamW as AdamW,
+    LARS as LARS,
+)
 from flipkit.preprocessing import (
     Augment as Augment,
     Preprocessing as Preprocessing,
@@ -81,6 +86,10 @@ from flipkit.tokenizers import (
 from flipkit.training import (
     Phase as Phase,
     Run as Run,
+)
+from flipkit.weights import (
+    load_pretrained as load_pretrained,
+    save_as as save_as,
 )
 
 __version__: str

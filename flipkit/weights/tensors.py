@@ -1,0 +1,291 @@
+"""Tensors on their way between files and a model: read with suspicion, assigned by name."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+from keras import ops
+
+from flipkit.errors import ConfigurationError
+from flipkit.paths import canonical
+
+# Files that are read by unpickling them, which runs whatever code they hold.
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+
+_SHOWN = 20  # problems that an error lists; of the rest it tells the number
+_HEADER_LIMIT = 100_000_000  # bytes, the limit of the safetensors library
+
+DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": ml_dtypes.bfloat16,
+    "F32": "float32",
+    "F64": "float64",
+}
+
+
+def refuse_pickle(path):
+    """Raises ConfigurationError if `path` is a pickle: by its ending, its zip index or its bytes.
+
+    A pickle is a program; reading it runs it. flipkit reads none, whoever made it.
+    """
+    path = pathlib.Path(path)
+    reason = None
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        reason = f"files that end in {path.suffix} are pickles"
+    elif path.is_file():
+        with path.open("rb") as file:
+            start = file.read(2)
+        # Protocol 2 and later: the opcode PROTO and its number.
+        if len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5:
+            reason = "its first bytes are a pickle's"
+        elif start == b"PK" and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist()):
+                    reason = "it is a zip that holds data.pkl, as torch.save writes it"
+    if reason:
+        raise ConfigurationError(
+            f"Expected weights without code. Received: {path}, a pickle ({reason}), which could run "
+            "anything when it is read. Convert it where you trust it: "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+        )
+
+
+def read_safetensors(path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, read-only views of it.
+
+    Raises:
+        ConfigurationError: the file is a pickle, cut short, or its header contradicts it: lists every
+            tensor that is outside the file, overlaps another or has the wrong size.
+    """
+    path = pathlib.Path(path)
+    refuse_pickle(path)
+    header, start = _read_header(path)
+    data = np.memmap(path, "uint8", "r", offset=start) if path.stat().st_size > start else None
+    tensors = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        dtype = np.dtype(DTYPES[entry["dtype"]])
+        flat = np.zeros(0, dtype) if first == last else data[first:last].view(dtype)
+        tensors[name] = flat.reshape(entry["shape"])
+    return tensors
+
+
+def _read_header(path) -> tuple[dict, int]:
+    """The checked header of a safetensors file, without its metadata, and where its data begin."""
+    if not path.is_file():
+        raise ConfigurationError(f"Expected a safetensors file. Received: {path}, which is none.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _HEADER_LIMIT):
+            raise ConfigurationError(
+                f"{path} is no safetensors file, or cut short: its header claims {length} bytes, the "
+                f"file has {size}."
+            )
+        text = file.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_once)
+    except ValueError as error:  # of JSON or of its UTF-8, or a name that comes twice
+        raise ConfigurationError(f"The header of {path} can't be read: {error}") from error
+    if not isinstance(header, dict):
+        raise ConfigurationError(f"The header of {path} is no table of tensors.")
+    header.pop("__metadata__", None)
+    problems = [problem for name, entry in header.items() if (problem := _fault(name, entry))]
+    if not problems:
+        problems = _gaps(header, size - 8 - length)
+    refuse(problems, f"{path} is damaged")
+    return header, 8 + length
+
+
+def _once(pairs):
+    """A JSON object of which no key comes twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name comes twice")
+    return found
+
+
+def _whole(values) -> bool:
+    """Whether `values` is a list of integers from 0 up."""
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _fault(name, entry):
+    """What is wrong with one entry of a header by itself; None is nothing."""
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        return f"{name}: expected dtype, shape and data_offsets"
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        return f"{name}: dtype {dtype!r} is not one of {', '.join(DTYPES)}"
+    if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
+        return f"{name}: shape {shape!r} or data_offsets {offsets!r} are no sizes"
+    needed, given = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize, offsets[1] - offsets[0]
+    if needed != given:
+        return f"{name}: {dtype} {shape} needs {needed} bytes, the header gives it {given}"
+    return None
+
+
+def _gaps(header, size) -> list[str]:
+    """Where the tensors overlap, leave a hole or end elsewhere than the file's `size` bytes do."""
+    problems, end = [], 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = entry["data_offsets"]
+        if first != end:
+            problems.append(f"{name}: begins at byte {first}, the tensor before it ends at {end}")
+        if last > size:
+            problems.append(f"{name}: ends at byte {last}, the data have {size}: cut short")
+        end = max(end, last)
+    if not problems and end != size:
+        problems.append(f"{size - end} bytes belong to no tensor")
+    return problems
+
+
+def write_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], path):
+    """Writes `tensors` to `path`, all of it or nothing: a part file, fsync, rename."""
+    path = pathlib.Path(path)
+    part = path.with_name(f".{path.name}.part")
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    try:
+        part.write_bytes(safetensors.numpy.save(whole, dict(metadata)))
+        flush(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def flush(path):
+    """Waits until the file at `path` is on its disk."""
+    with pathlib.Path(path).open("rb") as file:
+        os.fsync(file.fileno())
+
+
+# Into a model and out of it ---------------------------------------------------------------------
+
+
+def weights(model) -> dict:
+    """The model's variables that weights of others can have: {canonical path: variable}.
+
+    Not `step`, which counts a run's steps, nor the states of random numbers.
+    """
+    found = {canonical(variable.path): variable for variable in model.weights}
+    found.pop("step", None)
+    return found
+
+
+def differences(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]):
+    """What keeps tensors of shapes `found` from being those of shapes `expected`, a line each."""
+    problems = [f"missing: {name} {tuple(expected[name])}" for name in expected if name not in found]
+    problems += [f"unexpected: {name} {tuple(found[name])}" for name in found if name not in expected]
+    problems += [
+        f"reshaped: {name} is {tuple(found[name])}, expected {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    return problems
+
+
+def refuse(problems: Sequence[str], title: str):
+    """Raises one ConfigurationError that lists `problems` under `title`, if there are any."""
+    if problems:
+        shown = list(problems[:_SHOWN])
+        if len(problems) > _SHOWN:
+            shown.append(f"and {len(problems) - _SHOWN} more")
+        raise ConfigurationError("\n  ".join([f"{title}:", *shown]))
+
+
+def assign(model, values: Mapping[str, np.ndarray], source: str):
+    """Puts `values` into the weights of `model`; the one place where that happens.
+
+    Args:
+        model: a `flipkit.FLIP`, built.
+        values: {canonical path: array}, one for every weight and no other; `step` may be among them.
+        source: what the values came from, for the error.
+
+    Raises:
+        ConfigurationError: lists what is missing, unexpected and reshaped; nothing was assigned.
+    """
+    targets = weights(model)
+    if "step" in values:
+        targets["step"] = model.step
+    expected = {path: tuple(variable.shape) for path, variable in targets.items()}
+    found = {path: np.shape(value) for path, value in values.items()}
+    refuse(differences(expected, found), f"The weights of {source} are not this model's")
+    for path, variable in targets.items():
+        variable.assign(values[path])
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor of a foreign format, and the weights of a FLIP that it holds.
+
+    Args:
+        name: the tensor's name in the file.
+        paths: canonical paths of the weights in it.
+        encode: these weights, in this order -> the tensor.
+        decode: the tensor and the weights' shapes -> the weights.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    encode: Callable[[list[np.ndarray]], np.ndarray]
+    decode: Callable[[np.ndarray, list[tuple[int, ...]]], list[np.ndarray]]
+
+
+def load(model, entries: Sequence[Entry], tensors: Mapping[str, np.ndarray], source: str):
+    """Puts a file's tensors into `model`, built; refuses in the file's names what doesn't fit."""
+    shapes = {path: tuple(variable.shape) for path, variable in weights(model).items()}
+    expected = {
+        entry.name: entry.encode([np.broadcast_to(0.0, shapes[path]) for path in entry.paths]).shape
+        for entry in entries
+    }
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    refuse(differences(expected, found), f"The tensors of {source} are not what its config says")
+    values = {}
+    for entry in entries:
+        parts = entry.decode(tensors[entry.name], [shapes[path] for path in entry.paths])
+        values |= dict(zip(entry.paths, parts, strict=True))
+    assign(model, values, source)
+
+
+def dump(model, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
+    """The weights of `model` as a foreign format has them: {name in the file: float32 array}."""
+    values = {path: variable for path, variable in weights(model).items()}
+    return {
+        entry.name: entry.encode(
+            [np.asarray(ops.convert_to_numpy(values[path]), "float32") for path in entry.paths]
+        )
+        for entry in entries
+    }
+
+
+def resample_positions(table: np.ndarray, grid, new_grid) -> np.ndarray:
+    """Learned positions (rows * columns, dim) of one grid -> (new rows * new columns, dim) of another.
+
+    Bicubic and antialiased, as open_clip and big_vision do it. What comes before the grid's own rows,
+    such as a class token's position, is kept as it is.
+    """
+    if tuple(grid) == tuple(new_grid):
+        return np.asarray(table)
+    extra = len(table) - math.prod(grid)
+    image = np.asarray(table[extra:], "float32").reshape(*grid, -1)
+    image = ops.image.resize(
+        image, new_grid, "bicubic", antialias=True, data_format="channels_last"
+    )
+    rows = np.asarray(ops.convert_to_numpy(image)).reshape(math.prod(new_grid), -1)
+    return np.concatenate([np.asarray(table[:extra], "float32"), rows])
