@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flipkit import journal, recipe, report
+from flipkit.process import take_huge_pages
 from flipkit.run import cache_programs
 from flipkit.settings import split_settings
 
@@ -76,4 +77,5 @@ def table(rows) -> Table:
 
 
 if __name__ == "__main__":
+    take_huge_pages()
     sys.exit(main())

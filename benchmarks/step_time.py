@@ -20,6 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from flipkit.process import take_huge_pages
+
 SIZES = {  # image size, patch, (dim, depth, heads) of the image and text towers, text length, vocab
     "tiny": (64, 8, (128, 4, 4), (64, 2, 2), 12, 4096),
     "B": (224, 16, (768, 12, 12), (512, 12, 8), 32, 30_522),
@@ -31,11 +33,11 @@ RATIOS = (0.0, 0.5, 0.75)
 class Program:
     """A compiled step of a model and its state."""
 
-    def __init__(self, size, ratio, batch, dtype):
+    def __init__(self, size, ratio, batch, dtype, activation="gelu_tanh"):
         pixels, patch, image, text, length, vocab = SIZES[size]
         self.model = flipkit.FLIP(
-            flipkit.ViT(pixels, patch, *image, dtype=dtype),
-            flipkit.TextTransformer(vocab, length, *text, dtype=dtype),
+            flipkit.ViT(pixels, patch, *image, activation=activation, dtype=dtype),
+            flipkit.TextTransformer(vocab, length, *text, activation=activation, dtype=dtype),
             mask_ratio=ratio,
             dim=image[0],
             dtype=dtype,
@@ -125,4 +127,5 @@ def main():
 
 
 if __name__ == "__main__":
+    take_huge_pages()
     main()

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from flipkit import recipe
 from flipkit.errors import ConfigurationError, FlipkitError
+from flipkit.process import take_huge_pages
 from flipkit.settings import REQUIRED, split_settings
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/<recipe's name>.")
@@ -131,4 +132,5 @@ def start():
 
 
 if __name__ == "__main__":
+    take_huge_pages()
     start()
