@@ -11,6 +11,7 @@ GELU and normalised float pixels; flipkit compiled, from uint8 pixels, which it 
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -28,9 +29,13 @@ PEER = pathlib.Path(__file__).with_name("open_clip_step.py")
 class OpenClip:
     """A process that trains with open_clip, one step at a time."""
 
-    def __init__(self, python, size):
+    def __init__(self, python, size, huge_pages):
+        environment = dict(os.environ)
+        if not huge_pages:  # flipkit's programs ask for them, open_clip's don't
+            environment.pop("GLIBC_TUNABLES", None)
         self.process = subprocess.Popen(
             [python, str(PEER), json.dumps(size)],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -38,7 +43,8 @@ class OpenClip:
 
     def time_step(self):
         """Seconds of one whole step."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -60,6 +66,9 @@ def main():
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--activation", default="gelu_tanh", help="flipkit's; open_clip has GELU")
     parser.add_argument("--peer", default=".venv-peer/bin/python", help="Python with open_clip")
+    parser.add_argument(
+        "--huge-pages", action="store_true", help="give open_clip the huge pages that flipkit takes"
+    )
     options = parser.parse_args()
     names = ("pixels", "patch", "image", "text", "length", "vocab")
     size = dict(zip(names, SIZES[options.size], strict=True))
@@ -70,7 +79,7 @@ def main():
     )  # fmt: skip
     for ratio in RATIOS:
         mine = Program(options.size, ratio, options.batch, options.dtype, options.activation)
-        theirs = OpenClip(options.peer, {**size, "mask_ratio": ratio})
+        theirs = OpenClip(options.peer, {**size, "mask_ratio": ratio}, options.huge_pages)
         rounds = [(mine.time_step(), theirs.time_step()) for _ in range(options.rounds + 2)][2:]
         theirs.close()
         ratios = [b / a for a, b in rounds]

@@ -1,4 +1,4 @@
-"""One training step of open_clip per line read, its seconds written: the peer that beside_open_clip.py asks.
+"""One training step of open_clip per line read, its seconds written: what beside_open_clip.py asks of it.
 
 Runs in an environment of its own (`make .venv-peer`), which has open_clip and torch and not flipkit.
 """
