@@ -21,10 +21,14 @@ from flipkit import (
     training as training,
     weights as weights,
 )
+from flipkit.classifier import Classifier as Classifier
 from flipkit.datasets import (
     CaptionedShapes as CaptionedShapes,
     Dataset as Dataset,
     ImageTextShards as ImageTextShards,
+)
+from flipkit.distillation import (
+    Distillation as Distillation,
 )
 from flipkit.encoders import (
     TextTransformer as TextTransformer,
@@ -39,6 +43,7 @@ from flipkit.errors import (
     UnknownName as UnknownName,
 )
 from flipkit.evaluation import (
+    Accuracy as Accuracy,
     CaptionChoice as CaptionChoice,
     Retrieval as Retrieval,
     ZeroShot as ZeroShot,
@@ -70,8 +75,11 @@ from flipkit.optimizers import (
 from flipkit.preprocessing import (
     Augment as Augment,
     Preprocessing as Preprocessing,
+    RandAugment as RandAugment,
 )
 from flipkit.random import Seed as Seed
+from flipkit.recipe import scaled as scaled
+from flipkit.reconstruction import MAEDecoder as MAEDecoder
 from flipkit.schedules import (
     Constant as Constant,
     Schedule as Schedule,
@@ -80,6 +88,7 @@ from flipkit.schedules import (
 from flipkit.tokenizers import (
     Bytes as Bytes,
     ClipBPE as ClipBPE,
+    SentencePiece as SentencePiece,
     Tokenizer as Tokenizer,
     WordPiece as WordPiece,
 )

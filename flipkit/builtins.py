@@ -8,7 +8,10 @@ from flipkit.hookspecs import hookimpl
 @hookimpl
 def flipkit_maskers():
     """Which patches or words a tower sees."""
-    return {"random": "flipkit.maskers:RandomMasker"}
+    return {
+        "prioritised": "flipkit.maskers:PrioritisedMasker",
+        "random": "flipkit.maskers:RandomMasker",
+    }
 
 
 @hookimpl
@@ -44,6 +47,7 @@ def flipkit_tokenizers():
     return {
         "bytes": "flipkit.tokenizers:Bytes",
         "clip_bpe": "flipkit.tokenizers:ClipBPE",
+        "sentencepiece": "flipkit.tokenizers:SentencePiece",
         "wordpiece": "flipkit.tokenizers:WordPiece",
     }
 
@@ -51,13 +55,17 @@ def flipkit_tokenizers():
 @hookimpl
 def flipkit_optimizers():
     """Optimisers."""
-    return {"adamw": "flipkit.optimizers:AdamW"}
+    return {"adamw": "flipkit.optimizers:AdamW", "lars": "flipkit.optimizers:LARS"}
 
 
 @hookimpl
 def flipkit_losses():
     """Contrastive losses."""
-    return {"contrastive": "flipkit.losses:ContrastiveLoss"}
+    return {
+        "contrastive": "flipkit.losses:ContrastiveLoss",
+        "distillation": "flipkit.distillation:Distillation",
+        "sigmoid": "flipkit.losses:SigmoidLoss",
+    }
 
 
 @hookimpl

@@ -8,7 +8,14 @@ from keras.src.backend.common import global_state  # Keras has no public word fo
 
 from flipkit import registry
 from flipkit.errors import ConfigurationError, nearest
-from flipkit.layers import TransformerBlock, gather, layer_norm, patchify, sincos_positions
+from flipkit.layers import (
+    AttentionPool,
+    TransformerBlock,
+    gather,
+    layer_norm,
+    patchify,
+    sincos_positions,
+)
 from flipkit.random import current_seed, seed_scope
 from flipkit.registry import register
 
@@ -43,6 +50,7 @@ class _Transformer(keras.layers.Layer):
         causal=False,
         dropout=0.0,
         drop_path=0.0,
+        norm_epsilon=1e-6,
         impl="auto",
         remat=False,
         **kwargs,
@@ -51,6 +59,7 @@ class _Transformer(keras.layers.Layer):
         self.dim, self.depth, self.heads, self.mlp_dim = dim, depth, heads, mlp_dim
         self.activation, self.causal, self.impl = activation, causal, impl
         self.dropout, self.drop_path, self.remat = dropout, drop_path, remat
+        self.norm_epsilon = norm_epsilon
         self.blocks = [
             TransformerBlock(
                 dim,
@@ -60,13 +69,14 @@ class _Transformer(keras.layers.Layer):
                 activation=activation,
                 dropout=dropout,
                 drop_path=drop_path * i / max(depth - 1, 1),  # from 0 to drop_path, as in timm
+                norm_epsilon=norm_epsilon,
                 impl=impl,
                 dtype=self.dtype_policy,
                 name=f"block_{i:02d}",
             )
             for i in range(depth)
         ]
-        self.norm = layer_norm("norm", self.dtype_policy)
+        self.norm = layer_norm("norm", self.dtype_policy, norm_epsilon)
 
     def _build_blocks(self):
         for layer in [*self.blocks, self.norm]:
@@ -74,6 +84,7 @@ class _Transformer(keras.layers.Layer):
                 layer.build((None, None, self.dim))
 
     def _transform(self, x, mask=None, training=False):
+        """The blocks, without the final norm."""
         for block in self.blocks:
             if self.remat and training:
                 # Activations inside a block are computed again in the backward pass: with the same
@@ -87,7 +98,7 @@ class _Transformer(keras.layers.Layer):
                 x = keras.remat(again)(x)
             else:
                 x = block(x, mask=mask, training=training)
-        return self.norm(x)
+        return x
 
     def layout(self):
         """How a mesh axis "model" may split the weights: ((path pattern, axes), ...)."""
@@ -95,7 +106,7 @@ class _Transformer(keras.layers.Layer):
 
     def _transformer_config(self):
         names = ("dim", "depth", "heads", "mlp_dim", "activation", "dropout", "drop_path")
-        return {name: getattr(self, name) for name in (*names, "impl", "remat")}
+        return {name: getattr(self, name) for name in (*names, "norm_epsilon", "impl", "remat")}
 
     def compute_output_shape(self, input_shape, **kwargs):
         return (input_shape[0], self.dim)
@@ -105,8 +116,10 @@ class _Transformer(keras.layers.Layer):
 class ViT(_Transformer):
     """Vision transformer: pixels (batch, height, width, channels) -> features (batch, dim).
 
-    As the paper's (arXiv 2212.00794, section 3.1 and Table 9): no norm before the blocks, final norm
-    before the pooling.
+    The defaults are FLIP's (arXiv 2212.00794, section 3.1 and Table 9): no norm before the blocks, final
+    norm before the pooling. CLIP's is `positions="learned", class_position=True, patch_bias=False,
+    pre_norm=True, pool="class", norm_epsilon=1e-5`, SigLIP's `positions="learned", class_token=False,
+    pool="map"`.
 
     Args:
         image_size: pixels, one side or (height, width); divisible by `patch_size`.
@@ -114,11 +127,16 @@ class ViT(_Transformer):
         dim, depth, heads: width, blocks, attention heads.
         mlp_dim: hidden units of a block's MLP; None is 4 * dim.
         positions: "sincos" (fixed, 2-D; FLIP) or "learned".
-        class_token: whether a learned token, without a position, goes before the patches.
+        class_token: whether a learned token goes before the patches.
+        class_position: whether it has a learned position, the first row of the table.
+        patch_bias: whether the patch embedding has a bias.
+        pre_norm: whether a LayerNorm comes before the blocks, as in CLIP.
         pool: "mean" of all tokens, the class token included as the official FLIP does;
-            "mean_patches" leaves it out; "class" is the class token alone.
-        dropout, drop_path, activation, impl: as in `flipkit.TransformerBlock`; drop_path grows from 0
-            at the first block to its value at the last.
+            "mean_patches" leaves it out; "class" is the class token alone; "map" is
+            `flipkit.layers.AttentionPool`, as in SigLIP.
+        final_norm: "before_pool", on every token, or "after_pool", on the pooled one.
+        dropout, drop_path, activation, norm_epsilon, impl: as in `flipkit.TransformerBlock`; drop_path
+            grows from 0 at the first block to its value at the last.
         remat: whether a block's activations are computed again in the backward pass instead of kept.
 
     Call arguments:
@@ -129,7 +147,8 @@ class ViT(_Transformer):
     """
 
     POSITIONS = ("sincos", "learned")
-    POOLS = ("mean", "mean_patches", "class")
+    POOLS = ("mean", "mean_patches", "class", "map")
+    FINAL_NORMS = ("before_pool", "after_pool")
 
     def __init__(
         self,
@@ -141,7 +160,11 @@ class ViT(_Transformer):
         *,
         positions="sincos",
         class_token=True,
+        class_position=False,
+        patch_bias=True,
+        pre_norm=False,
         pool="mean",
+        final_norm="before_pool",
         **kwargs,
     ):
         kwargs.setdefault("name", "image")
@@ -149,8 +172,16 @@ class ViT(_Transformer):
         self.image_size = image_size if isinstance(image_size, int) else tuple(image_size)
         self.patch_size = patch_size
         self.positions, self.class_token, self.pool = positions, class_token, pool
+        self.class_position, self.patch_bias = class_position, patch_bias
+        self.pre_norm, self.final_norm = pre_norm, final_norm
         _check_choice("positions", positions, self.POSITIONS)
         _check_choice("pool", pool, self.POOLS)
+        _check_choice("final_norm", final_norm, self.FINAL_NORMS)
+        if class_position and not (class_token and positions == "learned"):
+            raise ConfigurationError(
+                'class_position=True needs class_token=True and positions="learned". Received: '
+                f"{class_token=}, {positions=}"
+            )
         if pool == "class" and not class_token:
             raise ConfigurationError(
                 'pool="class" needs class_token=True. Received: class_token=False'
@@ -166,7 +197,23 @@ class ViT(_Transformer):
             raise ConfigurationError(
                 f"Sine-cosine positions need a dim divisible by 4. Received: {dim=}"
             )
-        self.patch_embed = keras.layers.Dense(dim, dtype=self.dtype_policy, name="patch_embed")
+        policy = self.dtype_policy
+        self.patch_embed = keras.layers.Dense(
+            dim, use_bias=patch_bias, dtype=policy, name="patch_embed"
+        )
+        if pre_norm:
+            self.first_norm = layer_norm("pre_norm", policy, self.norm_epsilon)
+        if pool == "map":
+            self.attention_pool = AttentionPool(
+                dim,
+                heads,
+                mlp_dim=self.mlp_dim,
+                activation=self.activation,
+                norm_epsilon=self.norm_epsilon,
+                impl=self.impl,
+                dtype=policy,
+                name="pool",
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -193,13 +240,21 @@ class ViT(_Transformer):
                 shape=(1, 1, self.dim), initializer=_TABLE, name="class_token"
             )
         if self.positions == "learned":
-            shape = (self.patches, self.dim)
+            shape = (self.class_position + self.patches, self.dim)
             self.position = self.add_weight(shape=shape, initializer=_TABLE, name="position")
         else:
             self.position = sincos_positions(self.grid, self.dim)
+        if self.pre_norm and not self.first_norm.built:
+            self.first_norm.build((None, None, self.dim))
         self._build_blocks()
+        if self.pool == "map" and not self.attention_pool.built:
+            self.attention_pool.build((None, None, self.dim))
 
     def call(self, x, ids=None, training=False):
+        return self.pooled(self.tokens(x, ids=ids, training=training))
+
+    def tokens(self, x, ids=None, training=False):
+        """What `call` pools, (batch, tokens, dim): the class token's first, where there is one."""
         if len(x.shape) == 4:
             x = patchify(x, self.patch_size)
             x = x if ids is None else gather(x, ids)
@@ -207,18 +262,34 @@ class ViT(_Transformer):
         x = ops.reshape(x, (-1, x.shape[2]))  # 2-D: faster on XLA:CPU
         x = ops.reshape(self.patch_embed(x), (-1, kept, self.dim))
         position = ops.cast(self.position, x.dtype)
-        x = x + (position[None] if ids is None else ops.take(position, ids, axis=0))
+        patches = position[1:] if self.class_position else position
+        x = x + (patches[None] if ids is None else ops.take(patches, ids, axis=0))
         if self.class_token:
-            token = ops.broadcast_to(ops.cast(self.token, x.dtype), (ops.shape(x)[0], 1, self.dim))
+            token = ops.cast(self.token, x.dtype)
+            token = token + position[0] if self.class_position else token
+            token = ops.broadcast_to(token, (ops.shape(x)[0], 1, self.dim))
             x = ops.concatenate([token, x], axis=1)
+        if self.pre_norm:
+            x = self.first_norm(x)
         x = self._transform(x, training=training)
+        return self.norm(x) if self.final_norm == "before_pool" else x
+
+    def pooled(self, tokens):
+        """The features (batch, dim) of `tokens`."""
+        x = self._pool(tokens)
+        return self.norm(x) if self.final_norm == "after_pool" else x
+
+    def _pool(self, x):
+        if self.pool == "map":
+            return self.attention_pool(x)
         if self.pool == "class":
             return x[:, 0]
         first = 1 if self.class_token and self.pool == "mean_patches" else 0
         return ops.mean(x[:, first:], axis=1)
 
     def get_config(self):
-        names = ("image_size", "patch_size", "positions", "class_token", "pool")
+        names = ("image_size", "patch_size", "positions", "class_token", "class_position")
+        names += ("patch_bias", "pre_norm", "pool", "final_norm")
         own = {name: getattr(self, name) for name in names}
         return {**super().get_config(), **self._transformer_config(), **own}
 
@@ -232,12 +303,14 @@ class TextTransformer(_Transformer):
     Args:
         vocab: rows of the token table.
         length: tokens per text.
-        dim, depth, heads, mlp_dim, dropout, drop_path, activation, impl, remat: as in `ViT`.
+        dim, depth, heads, mlp_dim, dropout, drop_path, activation, norm_epsilon, impl, remat: as in
+            `ViT`.
         causal: whether a token sees only earlier ones (CLIP) or all (FLIP).
         pool: "first" token (the official FLIP), "last" token, "eos": the token `eos`, "mean" of all
             tokens that are no padding.
         eos: id that "eos" looks for, its first place; None is each row's largest id, as CLIP does.
-        mask_padding: whether tokens with id 0 are hidden from attention.
+        mask_padding: whether padding is hidden from attention.
+        padding: the id of padding.
 
     Call arguments:
         ids: int32 (batch, length).
@@ -258,12 +331,14 @@ class TextTransformer(_Transformer):
         pool="first",
         eos=None,
         mask_padding=False,
+        padding=0,
         **kwargs,
     ):
         kwargs.setdefault("name", "text")
         super().__init__(dim, depth, heads, causal=causal, **kwargs)
         self.vocab, self.length = vocab, length
-        self.pool, self.eos, self.mask_padding = pool, eos, mask_padding
+        self.pool, self.eos = pool, eos
+        self.mask_padding, self.padding = mask_padding, padding
         _check_choice("pool", pool, self.POOLS)
 
     def build(self, input_shape=None):
@@ -278,21 +353,21 @@ class TextTransformer(_Transformer):
         if keep is not None:
             ids, position = gather(ids, keep), ops.take(position[0], keep, axis=0)
         x = ops.cast(ops.take(self.table, ids, axis=0), self.compute_dtype) + position
-        mask = ops.not_equal(ids, 0) if self.mask_padding else None
-        x = self._transform(x, mask=mask, training=training)
+        mask = ops.not_equal(ids, self.padding) if self.mask_padding else None
+        x = self.norm(self._transform(x, mask=mask, training=training))
         if self.pool == "first":
             return x[:, 0]
         if self.pool == "last":
             return x[:, -1]
         if self.pool == "mean":
-            words = ops.cast(ops.not_equal(ids, 0), x.dtype)[..., None]
+            words = ops.cast(ops.not_equal(ids, self.padding), x.dtype)[..., None]
             return ops.sum(x * words, axis=1) / ops.maximum(ops.sum(words, axis=1), 1)
         found = ids if self.eos is None else ops.cast(ops.equal(ids, self.eos), "int32")
         place = ops.argmax(found, axis=1)
         return ops.squeeze(gather(x, place[:, None]), axis=1)
 
     def get_config(self):
-        names = ("vocab", "length", "causal", "pool", "eos", "mask_padding")
+        names = ("vocab", "length", "causal", "pool", "eos", "mask_padding", "padding")
         own = {name: getattr(self, name) for name in names}
         return {**super().get_config(), **self._transformer_config(), **own}
 

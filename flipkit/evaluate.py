@@ -1,9 +1,12 @@
 """`python -m flipkit.evaluate WORKDIR EVALUATOR [name=value ...]`: what a finished run is worth.
 
-WORKDIR is a run's folder, or a .keras file. EVALUATOR is zero_shot, retrieval or caption_choice:
+WORKDIR is a run's folder, or a .keras file. EVALUATOR is zero_shot, retrieval, caption_choice or, for
+classifiers, accuracy:
 
     python -m flipkit.evaluate W zero_shot data='test-*.tar' classnames=classnames.json
+    python -m flipkit.evaluate W zero_shot ... mask_ratio=0.5 ensemble=true
     python -m flipkit.evaluate W retrieval data='test-*.tar'
+    python -m flipkit.evaluate W accuracy data='test-*.tar'
     python -m flipkit.evaluate W caption_choice data=captioned_shapes data.split=word_order
 """
 

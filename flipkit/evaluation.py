@@ -1,28 +1,93 @@
 """What a model is worth: zero-shot classification, retrieval, and telling a caption from its foil."""
 
 import collections
+import dataclasses
 import inspect
 import json
+import math
 import pathlib
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from flipkit import datasets, prompts
+from flipkit import datasets, maskers, prompts
 from flipkit.errors import BadSample, ConfigurationError, DataError, UnknownName, nearest
+from flipkit.random import Seed
 from flipkit.registry import Configurable, register
 from flipkit.settings import as_like, parse
 
 CHUNK = 512  # pictures decoded and embedded at a time
 
 
-def encode(model, data, batch_size=256):
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """What of a picture an evaluation sees: `views(model, first, count)` -> ids, or None for all.
+
+    Attributes:
+        mask_ratio: share of the patches dropped, drawn at random for each picture.
+        ensemble: whether further views follow that together hold every patch.
+        seed: int that the draw is a function of, with the picture's place in the data.
+    """
+
+    mask_ratio: float = 0.0
+    ensemble: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if not isinstance(self.mask_ratio, (int, float)) or not 0 <= self.mask_ratio < 1:
+            raise ConfigurationError(
+                f"Expected a share in [0, 1). Received: mask_ratio={self.mask_ratio!r}"
+            )
+
+    def __call__(self, model, first, count):
+        """int32 (count, views, kept) for the pictures from the `first` on."""
+        if not self.mask_ratio:
+            return None
+        if not getattr(model.image, "grid", None):
+            raise ConfigurationError(
+                f"{type(model.image).__name__} cannot skip patches (it tells no grid): leave out "
+                "mask_ratio."
+            )
+        patches = math.prod(model.image.grid)
+        keep = max(1, round(patches * (1 - self.mask_ratio)))
+        rows = np.arange(first, first + count, dtype="int32")
+        seed = Seed(self.seed, rows=rows).named("views")
+        ids = np.asarray(maskers.complementary_views(count, patches, keep, seed))
+        return ids if self.ensemble else ids[:, :1]
+
+
+def encode(model, data, batch_size=256, views=None):
     """Embeds a dataset's pictures: (float32 unit vectors (n, dim), the n samples without pictures).
 
     Bad samples are left out, with a warning that counts them.
+
+    Args:
+        views: `Views`, what to see of each picture; None is all.
     """
+    if not hasattr(model, "encode_images"):
+        raise ConfigurationError(
+            f"Expected a model that embeds pictures, such as flipkit.FLIP. Received: "
+            f"{type(model).__name__}, which evaluator 'accuracy' is for"
+        )
+
+    def embed(pixels, first):
+        ids = views(model, first, len(pixels)) if views else None
+        masked = {} if ids is None else {"image_ids": ids}
+        return model.encode_images(pixels, batch_size, **masked)
+
+    return _through(model, data, embed)
+
+
+def _through(model, data, embed):
+    """`embed(pixels, place of the first)` of all pictures, and their samples without them."""
     vectors, samples, chunk, bad = [], [], [], 0
+
+    def flush():
+        if chunk:
+            vectors.append(embed(np.stack(chunk), len(samples) - len(chunk)))
+            chunk.clear()
+
     for i in range(len(data)):
         try:
             sample = dict(data[i])
@@ -34,10 +99,8 @@ def encode(model, data, batch_size=256):
         chunk.append(pixels)
         samples.append(sample)
         if len(chunk) == CHUNK:
-            vectors.append(model.encode_images(np.stack(chunk), batch_size))
-            chunk = []
-    if chunk:
-        vectors.append(model.encode_images(np.stack(chunk), batch_size))
+            flush()
+    flush()
     if not samples:
         raise DataError(f"Nothing to evaluate: {bad:,} samples, none of which can be used")
     return np.concatenate(vectors), samples
@@ -56,28 +119,39 @@ class ZeroShot(Configurable):
             a parallel list `split` or `concept_split`), a text file with a name per line, or a list;
             None asks the data.
         templates: "name", "openai_7" (what FLIP reports), "openai_80", or a list of texts with {}.
+        mask_ratio: share of each picture's patches that are dropped, at random; 0 as FLIP is used.
+        ensemble: with a mask, whether a picture's vector is the unit mean of several views that
+            together hold all of its patches (FLIP, Table 1d).
+        seed: int, what masks are drawn from.
 
     Returns, when called with a model:
         `top1`, `top5`: shares of the pictures; `mrr`: mean reciprocal rank of the right class; and
         `<group>/top1`, ... for the pictures of each group's classes. Ranks are over all classes.
     """
 
-    def __init__(self, data, classnames=None, templates="name"):
+    def __init__(
+        self, data, classnames=None, templates="name", mask_ratio=0.0, ensemble=False, seed=0
+    ):
         self.data, self.classnames, self.templates = data, classnames, templates
+        self.mask_ratio, self.ensemble, self.seed = mask_ratio, ensemble, seed
+        self._views = Views(mask_ratio, ensemble, seed)
 
     def __call__(self, model) -> dict[str, float]:
         data = datasets.get(self.data)
         names, groups = load_classnames(self.classnames, data)
-        images, samples = encode(model, data)
-        if any("label" not in sample for sample in samples):
-            raise DataError(
-                "Zero-shot classification needs samples with a `label`, a class's index"
-            )
-        labels = np.array([sample["label"] for sample in samples])
-        wrong = labels[(labels < 0) | (labels >= len(names))]
-        if wrong.size:
-            raise DataError(f"A label is {wrong[0]}, but there are {len(names)} class names")
+        images, samples = encode(model, data, views=self._views)
+        labels = _labels(samples, len(names))
         return rank_metrics(images, class_vectors(model, names, self.templates), labels, groups)
+
+
+def _labels(samples, classes):
+    if any("label" not in sample for sample in samples):
+        raise DataError("Classification needs samples with a `label`, a class's index")
+    labels = np.array([sample["label"] for sample in samples])
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.size:
+        raise DataError(f"A label is {wrong[0]}, but there are {classes} classes")
+    return labels
 
 
 def class_vectors(model, names, templates="name"):
@@ -153,13 +227,16 @@ class Retrieval(Configurable):
 
     Args:
         data: a dataset, its name, or a shard pattern.
+        mask_ratio, ensemble, seed: as in `ZeroShot`.
     """
 
-    def __init__(self, data):
+    def __init__(self, data, mask_ratio=0.0, ensemble=False, seed=0):
         self.data = data
+        self.mask_ratio, self.ensemble, self.seed = mask_ratio, ensemble, seed
+        self._views = Views(mask_ratio, ensemble, seed)
 
     def __call__(self, model) -> dict[str, float]:
-        images, samples = encode(model, datasets.get(self.data))
+        images, samples = encode(model, datasets.get(self.data), views=self._views)
         places = collections.defaultdict(list)  # text -> pictures it belongs to
         for place, sample in enumerate(samples):
             for text in dict.fromkeys(sample["texts"]):
@@ -206,7 +283,37 @@ class CaptionChoice(Configurable):
         return {"accuracy": float(right.mean()), "count": len(right)}
 
 
-EVALUATORS = {"zero_shot": ZeroShot, "retrieval": Retrieval, "caption_choice": CaptionChoice}
+@register
+class Accuracy(Configurable):
+    """What share of pictures a `flipkit.Classifier` gives their label: top-1 and top-5.
+
+    Args:
+        data: labelled pictures: a dataset whose samples have `label`, its name, or a shard pattern.
+    """
+
+    def __init__(self, data):
+        self.data = data
+
+    def __call__(self, model) -> dict[str, float]:
+        if not hasattr(model, "classify"):
+            raise ConfigurationError(
+                "Accuracy is a classifier's; a FLIP names pictures by zero_shot. Received: "
+                f"{type(model).__name__}"
+            )
+        data = datasets.get(self.data)
+        logits, samples = _through(model, data, lambda pixels, first: model.classify(pixels, 256))
+        labels = _labels(samples, logits.shape[1])
+        own = logits[np.arange(len(labels)), labels][:, None]
+        found = _rank_summary((logits >= own).sum(1))
+        return {name: found[name] for name in ("top1", "top5", "count")}
+
+
+EVALUATORS = {
+    "accuracy": Accuracy,
+    "caption_choice": CaptionChoice,
+    "retrieval": Retrieval,
+    "zero_shot": ZeroShot,
+}
 
 
 def make(name: str, settings: dict[str, str]):

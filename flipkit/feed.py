@@ -84,8 +84,9 @@ class Feed(Configurable):
 
         Args:
             data: a `flipkit.Dataset`, or anything with `len(data)` and `data[i]`.
-            model: `flipkit.FLIP`: its towers tell sizes, its tokenizer makes ids, its preprocessing
-                says how pictures are resized.
+            model: `flipkit.FLIP` or `flipkit.Classifier`: its image tower tells the size, its
+                preprocessing how pictures are resized, and `reads` what comes beside them: "text",
+                ids that its tokenizer makes, or "label", the samples' own.
             batch_size: pairs per batch.
             seed: int, what the order and every other random choice are functions of.
             first: slot of the stream that the first batch begins with: pairs used before.
@@ -93,16 +94,11 @@ class Feed(Configurable):
         Raises:
             DataError: the data can't be read, or has fewer samples than a batch.
         """
-        if model.tokenizer is None or not model.tokenizer.trained:
+        if model.reads not in READERS:
             raise ConfigurationError(
-                "The model's tokenizer has no vocabulary yet. Train it, model.tokenizer.train("
-                "texts, vocab), or give it a file, FLIP(tokenizer=flipkit.WordPiece('vocab.txt'))."
+                f"A batch can't hold {model.reads!r}. {nearest(model.reads, READERS)}"
             )
-        if model.tokenizer.vocab > model.text.vocab:
-            raise ConfigurationError(
-                f"The tokenizer has {model.tokenizer.vocab:,} ids, the text tower's table only "
-                f"{model.text.vocab:,} rows. Set the tower's vocab to at least the former."
-            )
+        reader = READERS[model.reads].of(model, self)
         count = len(data)
         if batch_size > count:
             raise DataError(
@@ -113,13 +109,69 @@ class Feed(Configurable):
             feed=self,
             data=data,
             count=count,
-            tokenizer=model.tokenizer,
+            reader=reader,
             image_size=model.image.image_size,
-            length=model.text.length,
             interpolation=model.preprocessing.interpolation,
             seed=int(seed) % (1 << 63),  # NumPy takes no negative ones
         )
         return Batches(slots, batch_size, first)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Texts:
+    """Token ids of one of a sample's texts."""
+
+    tokenizer: Any
+    length: int
+    captions: str | float
+
+    @classmethod
+    def of(cls, model, feed):
+        if model.tokenizer is None or not model.tokenizer.trained:
+            raise ConfigurationError(
+                "The model's tokenizer has no vocabulary yet. Train it, model.tokenizer.train("
+                "texts, vocab), or give it a file, FLIP(tokenizer=flipkit.WordPiece('vocab.txt'))."
+            )
+        if model.tokenizer.vocab > model.text.vocab:
+            raise ConfigurationError(
+                f"The tokenizer has {model.tokenizer.vocab:,} ids, the text tower's table only "
+                f"{model.text.vocab:,} rows. Set the tower's vocab to at least the former."
+            )
+        return cls(model.tokenizer, model.text.length, feed.captions)
+
+    def __call__(self, sample, random):
+        texts = sample["texts"]
+        if not texts:
+            raise BadSample("no text")
+        first = {"first": 1.0, "random": 1 / len(texts)}.get(self.captions, self.captions)
+        chosen = 0
+        if len(texts) > 1 and random.random() >= first:
+            chosen = random.integers(1, len(texts))
+        return {"text": self.tokenizer([texts[chosen]], self.length)[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+    """A sample's class."""
+
+    classes: int
+
+    @classmethod
+    def of(cls, model, feed):
+        return cls(model.classes)
+
+    def __call__(self, sample, random):
+        if "label" not in sample:
+            raise BadSample("no label")
+        if not 0 <= sample["label"] < self.classes:
+            raise DataError(
+                f"Expected labels from 0 to {self.classes - 1}: the model tells {self.classes:,} "
+                f"classes apart. Received: label={sample['label']} of {sample['id']}"
+            )
+        return {"label": np.int32(sample["label"])}
+
+
+READERS = {"text": _Texts, "label": _Labels}  # by what a model reads beside pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +181,8 @@ class _Slots:
     feed: Feed
     data: Any
     count: int
-    tokenizer: Any
+    reader: Any
     image_size: int
-    length: int
     interpolation: str
     seed: int
 
@@ -169,7 +220,7 @@ class _Slots:
     def _example(self, sample, random):
         try:
             pixels = self._pixels(sample["image"], random)
-            return {"image": pixels, "text": self._ids(sample, random)}
+            return {"image": pixels, **self.reader(sample, random)}
         except BadSample as problem:  # what reads a picture doesn't know whose it is
             raise BadSample(f"{sample['id']}: {problem}") from problem
 
@@ -185,16 +236,6 @@ class _Slots:
         if feed.augment is not None:
             image = feed.augment(image, random)
         return image[:, ::-1] if feed.flip and random.random() < 0.5 else image
-
-    def _ids(self, sample, random):
-        texts = sample["texts"]
-        if not texts:
-            raise BadSample("no text")
-        first = {"first": 1.0, "random": 1 / len(texts)}.get(self.feed.captions, self.feed.captions)
-        chosen = 0
-        if len(texts) > 1 and random.random() >= first:
-            chosen = random.integers(1, len(texts))
-        return self.tokenizer([texts[chosen]], self.length)[0]
 
 
 def _is_share(value):
@@ -212,7 +253,8 @@ def _permutation(key):
 
 
 def _collate(examples):
-    batch = {key: np.stack([e[key] for e in examples]) for key in ("image", "text")}
+    keys = [key for key in examples[0] if key != "rejects"]
+    batch = {key: np.stack([e[key] for e in examples]) for key in keys}
     rejects = [reject for example in examples for reject in example["rejects"]]
     return {**batch, "rejects": rejects}
 
@@ -230,7 +272,9 @@ class Batches:
         self.seen, self.rejects = 0, []
 
     def batch(self, step: int) -> dict:
-        """`image` uint8 (batch, height, width, 3) and `text` int32 (batch, length) of one step."""
+        """One step's `image`, uint8 (batch, height, width, 3), and `text`, int32 (batch, length), or
+        `label`, int32 (batch,).
+        """
         start = self.first + step * self.batch_size
         examples = [self.slots[start + i] for i in range(self.batch_size)]
         return self._accounted(_collate(examples))

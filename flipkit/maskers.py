@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from flipkit import registry
+from flipkit.errors import ConfigurationError
 from flipkit.registry import register
 
 
@@ -20,7 +21,7 @@ class Masker(keras.layers.Layer):
         int32 (batch, keep): ids of the tokens kept, ascending, no id twice.
 
     `needs` tells what a masker looks at: () means only shapes, so that masks may also be drawn on the
-    host; "pixels" that it reads `x`.
+    host; "pixels" or "words" that it reads `x`, which is patches or token ids.
     """
 
     needs: tuple[str, ...] = ()
@@ -38,6 +39,43 @@ class RandomMasker(Masker):
 
     def call(self, x, keep, *, grid, seed):
         return keep_lowest(seed.uniform((ops.shape(x)[0], x.shape[1])), keep)
+
+
+@register
+class PrioritisedMasker(Masker):
+    """Drops padding first, then words at random: a text masker (FLIP, arXiv 2212.00794, Table 1c).
+
+    Id 0 is padding. A row that has more words than it keeps loses some of them, one that has fewer
+    keeps all of them and some padding, drawn at random too.
+    """
+
+    needs = ("words",)
+
+    def call(self, x, keep, *, grid, seed):
+        if len(x.shape) != 2:
+            raise ConfigurationError(
+                "The masker 'prioritised' drops padding, which only texts have: set it as "
+                f"text_masker. Received: patches of shape {tuple(x.shape)}"
+            )
+        scores = seed.uniform((ops.shape(x)[0], x.shape[1]))  # below 1: every word goes first
+        return keep_lowest(scores + ops.cast(ops.equal(x, 0), scores.dtype), keep)
+
+
+def complementary_views(rows: int, patches: int, keep: int, seed):
+    """Random views of the patches that together hold all of them: int32 (rows, views, keep).
+
+    Ids ascend within a view. Each patch is in one view, of ceil(patches / keep); where `keep` does not
+    divide `patches`, the last is filled up with patches of the first. One view alone is what
+    `RandomMasker` keeps of a row.
+
+    Args:
+        seed: `flipkit.Seed`; its `rows`, where given, tell which rows these are.
+    """
+    order = ops.argsort(seed.uniform((rows, patches)), axis=1)
+    views = -(-patches // keep)
+    order = ops.concatenate([order, order[:, : views * keep - patches]], axis=1)
+    ids = ops.sort(ops.reshape(order, (rows, views, keep)), axis=2)
+    return ops.cast(ids, "int32")
 
 
 def keep_lowest(scores, keep: int):

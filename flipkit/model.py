@@ -1,6 +1,6 @@
 """FLIP: two towers, a masker and a loss, with its preprocessing and its tokenizer inside."""
 
-import inspect
+import importlib
 import math
 import pathlib
 import zipfile
@@ -9,17 +9,20 @@ import keras
 import numpy as np
 from keras import ops
 
-from flipkit import encoders, losses, maskers, optimizers, plugins, registry, tokenizers
-from flipkit.callbacks import Throughput
+from flipkit import classifier as classifier  # a file may hold one: Keras has to know its class
+from flipkit import encoders, losses, maskers, optimizers, paths, plugins, registry, tokenizers
+from flipkit import reconstruction as reconstructions
 from flipkit.errors import ConfigurationError
 from flipkit.layers import gather, patchify
-from flipkit.metrics import PairMetrics
+from flipkit.metrics import TRAINING, PairMetrics
 from flipkit.preprocessing import get as get_preprocessing
 from flipkit.random import Seed, initial_values, seed_scope
 from flipkit.registry import register
 from flipkit.train_step import TrainStep
 
-MAX_LOGIT_SCALE = 100.0  # CLIP, arXiv 2103.00020, section 2.5; the official FLIP clips alike
+HEADS = ("linear", "affine", None)
+# It knows the model and not the other way round; so methods that need it call it by name.
+_WEIGHTS = "flipkit.weights"
 
 
 @register
@@ -36,7 +39,18 @@ class FLIP(TrainStep, keras.Model):
         mask_ratio: share of patches dropped in training, in [0, 1).
         text_masker, text_mask_ratio: the same for the text's tokens.
         dim: width of the embedding both towers are projected to.
-        temperature: initial value of the learned temperature; 0.07 as CLIP and FLIP.
+        image_head, text_head: from a tower's features to the embedding: "linear", without a bias (FLIP,
+            CLIP), "affine", with one (SigLIP's text), or None: the features themselves (SigLIP's image),
+            which then have `dim` numbers.
+        reconstruction: `flipkit.MAEDecoder`: predicts the dropped patches in training; its loss is added
+            to the contrastive one and logged as `reconstruction_loss`. None is FLIP as published.
+        temperature: initial value of the learned temperature; 0.07 as CLIP and FLIP, 0.1 in SigLIP.
+        max_logit_scale: where the factor of the cosines is clipped; 100 as in CLIP (arXiv 2103.00020,
+            section 2.5) and the official FLIP, which also keeps it at 1 or above; None clips nowhere.
+        init_logit_bias: initial value of the learned bias that the loss "sigmoid" needs, -10 in SigLIP;
+            None is no bias.
+        frozen: patterns of variables that training leaves as they are, as in `flipkit.paths`: `["image"]`
+            is the image tower (LiT, arXiv 2111.07991); a `flipkit.Phase` may change them.
         preprocessing: `flipkit.Preprocessing`: how pixels become numbers.
         tokenizer: how strings become ids: a name, an object or None.
         seed: int, what masks, dropout and initial weights are functions of; None takes the seed of
@@ -50,8 +64,12 @@ class FLIP(TrainStep, keras.Model):
             alone is embedded.
 
     Returns:
-        A dict of float32 unit vectors: `image` (batch, dim), `text` (batch, dim).
+        A dict of float32 unit vectors: `image` (batch, dim), `text` (batch, dim); in training, where
+        dropped patches are reconstructed, also `reconstruction` (batch,), the error of that.
     """
+
+    reads = "text"
+    default_loss = "contrastive"
 
     def __init__(
         self,
@@ -63,7 +81,13 @@ class FLIP(TrainStep, keras.Model):
         text_masker=None,
         text_mask_ratio=0.0,
         dim=512,
+        image_head="linear",
+        text_head="linear",
+        reconstruction=None,
         temperature=0.07,
+        max_logit_scale=100.0,
+        init_logit_bias=None,
+        frozen=(),
         preprocessing=None,
         tokenizer=None,
         seed=None,
@@ -77,15 +101,37 @@ class FLIP(TrainStep, keras.Model):
             part = getattr(self, role)
             if part is not None and not part.built:
                 part.name = role  # variables are called image/..., whoever made the part
+        self.reconstruction = reconstructions.get(reconstruction)
+        if self.reconstruction is not None and not hasattr(self.image, "tokens"):
+            raise ConfigurationError(
+                f"{type(self.image).__name__} hands out no tokens to reconstruct from. Set "
+                "reconstruction=None, or take an encoder such as 'vit'."
+            )
         self.dim, self.temperature, self.seed = dim, temperature, seed
         self.mask_ratio, self.text_mask_ratio = mask_ratio, text_mask_ratio
         self.preprocessing = get_preprocessing(preprocessing)
         self.tokenizer = tokenizers.get(tokenizer)
-        for projection in ("image_projection", "text_projection"):
-            layer = keras.layers.Dense(
-                dim, use_bias=False, dtype=self.dtype_policy, name=projection
+        self.image_head, self.text_head = image_head, text_head
+        self.max_logit_scale, self.init_logit_bias = max_logit_scale, init_logit_bias
+        self.logit_bias = None  # made by build, if there is one
+        self.image_projection = self._head("image_projection", self.image, image_head)
+        self.text_projection = self._head("text_projection", self.text, text_head)
+        self._held = ()  # paths of the variables that `frozen` has taken out of training
+        self.frozen = frozen
+
+    def _head(self, name, encoder, head):
+        """The layer from features to the embedding, or None."""
+        if head not in HEADS:
+            raise ConfigurationError(f"Unknown head for {name}: {head!r}. Known: {HEADS}")
+        if head is not None:
+            bias = head == "affine"
+            return keras.layers.Dense(self.dim, use_bias=bias, dtype=self.dtype_policy, name=name)
+        if encoder.dim != self.dim:
+            raise ConfigurationError(
+                f"Without a head the tower's features are the embedding. Expected {self.dim} of them "
+                f"for dim={self.dim}. Received: {type(encoder).__name__} with dim={encoder.dim}"
             )
-            setattr(self, projection, layer)
+        return None
 
     # Masking ------------------------------------------------------------------------------------
 
@@ -131,6 +177,44 @@ class FLIP(TrainStep, keras.Model):
         """Tokens of a text that training keeps."""
         return _kept(self.text.length, self.text_mask_ratio if self.text_masker else 0)
 
+    # Freezing -----------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> list[str]:
+        """Patterns of variables that training leaves as they are: no gradient, no moments.
+
+        Where setting it changes what is trained, the model has to be compiled again.
+        """
+        return list(self._frozen)
+
+    @frozen.setter
+    def frozen(self, patterns):
+        patterns = paths.checked_patterns("frozen", patterns)
+        if self.built:
+            self._freeze(patterns)
+        self._frozen = tuple(patterns)
+
+    def _freeze(self, patterns):
+        known = {paths.canonical(variable.path): variable for variable in self.variables}
+        chosen = paths.select(patterns, known, role="frozen")
+        before = set(self._held)
+        for path in self._held:
+            known[path].trainable = True
+        self._held = tuple(path for path in chosen if known[path].trainable)
+        for path in self._held:
+            known[path].trainable = False
+        if set(self._held) != before:
+            self.compiled, self.train_function = False, None  # made for other variables
+
+    def learning_summary(self) -> str:
+        """One line: how many numbers training changes, of how many, and what it leaves as it is."""
+        learned, known = (
+            sum(math.prod(v.shape) for v in variables if v is not self.step)
+            for variables in (self.trainable_weights, self.weights)
+        )
+        kept = f" Frozen: {', '.join(self._frozen)}." if self._frozen else ""
+        return f"Training changes {learned:,} of {known:,} numbers.{kept}"
+
     # The forward pass ---------------------------------------------------------------------------
 
     def build(self, input_shape=None):
@@ -143,25 +227,34 @@ class FLIP(TrainStep, keras.Model):
             self.logit_scale = self.add_weight(
                 shape=(), dtype="float32", initializer=start, autocast=False, name="logit_scale"
             )
+            if self.init_logit_bias is not None:
+                start = keras.initializers.Constant(self.init_logit_bias)
+                self.logit_bias = self.add_weight(
+                    shape=(), dtype="float32", initializer=start, autocast=False, name="logit_bias"
+                )
             images, texts = (None, *_image_size(self.image), 3), (None, self.text.length)
             parts = {self.image: images, self.text: texts}
             parts |= {self.masker: images, self.text_masker: texts}
             for part, shape in parts.items():
                 if part is not None and not part.built:
                     part.build(shape)
+            if self.reconstruction is not None and not self.reconstruction.built:
+                pixels = 3 * self.image.patch_size**2
+                self.reconstruction.build((None, None, self.image.dim), self.image.grid, pixels)
             for encoder, projection in (
                 (self.image, self.image_projection),
                 (self.text, self.text_projection),
             ):
-                if not projection.built:
+                if projection is not None and not projection.built:
                     projection.build((None, encoder.dim))
+        self._freeze(self._frozen)
 
     def call(self, inputs, training=False):
         seed = Seed(self.seed or 0, self.step) if training else None
         outputs = {}
         with seed_scope(seed):
             if "image" in inputs or "patches" in inputs:
-                outputs["image"] = self._embed_image(inputs, seed)
+                outputs |= self._embed_image(inputs, seed)
             if "text" in inputs:
                 outputs["text"] = self._embed_text(inputs, seed)
         if not outputs:
@@ -173,23 +266,40 @@ class FLIP(TrainStep, keras.Model):
 
     def _embed_image(self, inputs, seed):
         x, ids = inputs.get("patches", inputs.get("image")), inputs.get("image_ids")
+        patches = None  # all of them, where they are known
         draws = seed is not None and ids is None and "image" in inputs and self.masks_images
         if len(x.shape) == 4 and (draws or ids is not None):
             # Raw uint8 patches are gathered, so that what is dropped is never converted or embedded.
-            x = patchify(x, self.image.patch_size)
+            patches = patchify(x, self.image.patch_size)
             if draws:
-                ids = self.masker(
-                    x, keep=self.kept_patches, grid=self.image.grid, seed=seed.named("masker")
-                )
-            x = gather(x, ids)
+                own = seed.named("masker")
+                ids = self.masker(patches, keep=self.kept_patches, grid=self.image.grid, seed=own)
+            x = gather(patches, ids)
         x = self.preprocessing.normalise(x)
-        training = seed is not None
-        features = (
-            self.image(x, training=training)
-            if ids is None
-            else self.image(x, ids=ids, training=training)
-        )
-        return _unit(self.image_projection(features))
+        training, outputs = seed is not None, {}
+        if training and ids is not None and self.reconstruction is not None:
+            tokens = self.image.tokens(x, ids=ids, training=True)
+            features = self.image.pooled(tokens)
+            outputs = self._reconstruct(tokens, ids, patches)
+        elif ids is None:
+            features = self.image(x, training=training)
+        else:
+            features = self.image(x, ids=ids, training=training)
+        features = self.image_projection(features) if self.image_projection else features
+        return {"image": _unit(features), **outputs}
+
+    def _reconstruct(self, tokens, ids, patches):
+        if patches is None:
+            raise ConfigurationError(
+                "What the host has dropped can't be reconstructed: give images with image_ids instead "
+                "of patches, or set reconstruction=None."
+            )
+        if ids.shape[1] == patches.shape[1]:
+            return {}
+        predicted = self.reconstruction(tokens, ids, training=True)
+        dropped = reconstructions.dropped_ids(ids, patches.shape[1])
+        pixels = self.preprocessing.normalise(gather(patches, dropped))
+        return {"reconstruction": self.reconstruction.loss(predicted, pixels)}
 
     def _embed_text(self, inputs, seed):
         x, keep = inputs["text"], inputs.get("text_ids")
@@ -202,12 +312,14 @@ class FLIP(TrainStep, keras.Model):
             if keep is None
             else self.text(x, keep=keep, training=training)
         )
-        return _unit(self.text_projection(features))
+        return _unit(self.text_projection(features) if self.text_projection else features)
 
     @property
     def scale(self):
-        """The float32 factor of the cosines: exp(logit_scale), clipped to [1, 100]."""
-        return ops.exp(ops.clip(self.logit_scale, 0.0, math.log(MAX_LOGIT_SCALE)))
+        """The float32 factor of the cosines: exp(logit_scale), clipped to [1, max_logit_scale]."""
+        if self.max_logit_scale is None:
+            return ops.exp(self.logit_scale)
+        return ops.exp(ops.clip(self.logit_scale, 0.0, math.log(self.max_logit_scale)))
 
     # Training -----------------------------------------------------------------------------------
 
@@ -221,15 +333,24 @@ class FLIP(TrainStep, keras.Model):
         if not self.built:
             self.build()
         optimizer = optimizers.get(optimizer)
+        left = (v for v in self.variables if not v.trainable)
+        optimizer.frozen = tuple(paths.canonical(variable.path) for variable in left)
         if getattr(optimizer, "gradient_accumulation_steps", None):
             raise ConfigurationError(
                 "gradient_accumulation_steps does not enlarge a contrastive batch: each part would "
                 "see only its own negatives. Take a larger batch_size. Received: "
                 f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}"
             )
+        loss = losses.get(loss)
+        if "logit_bias" in loss.needs and self.logit_bias is None:
+            raise ConfigurationError(
+                f"{type(loss).__name__} needs a learned bias. Set FLIP(init_logit_bias=-10.0, "
+                "temperature=0.1), as SigLIP begins. Received: init_logit_bias=None"
+            )
+        loss.prepare(self)
         super().compile(optimizer=optimizer, loss=None, **kwargs)
-        self.pair_loss = losses.get(loss)
-        self.pair_metrics = PairMetrics()
+        self.pair_loss = loss
+        self.pair_metrics = PairMetrics(["reconstruction_loss"] if self.reconstruction else ())
 
     @property
     def metrics(self):
@@ -237,59 +358,68 @@ class FLIP(TrainStep, keras.Model):
         mine = self.pair_metrics.means.values() if self.compiled else ()
         return [*super().metrics, *mine]
 
+    @property
+    def non_trainable_variables(self):
+        """The model's own, and those of its loss: what programs are given and don't learn."""
+        loss = getattr(self, "pair_loss", None)
+        return [*super().non_trainable_variables, *(loss.variables if loss else ())]
+
     def get_compile_config(self):
         config = super().get_compile_config()
         return {**config, "loss": registry.serialize(self.pair_loss)} if self.compiled else config
 
-    def compile_from_config(self, config):
-        config = registry.deserialize(config)
-        self.compile(**config)
-        self.optimizer.build(self.trainable_variables)
+    def readings(self):
+        return {"scale": self.scale}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         missing = {"image", "text"} - y_pred.keys()
         if missing:
             raise ConfigurationError(f"The loss needs pairs; the batch lacks: {sorted(missing)}")
-        return sum(self.losses, self.pair_loss(y_pred["image"], y_pred["text"], self.scale))
+        needs = self.pair_loss.needs
+        needed = {name: x if name == "inputs" else getattr(self, name) for name in needs}
+        loss = self.pair_loss(y_pred["image"], y_pred["text"], self.scale, **needed)
+        if "reconstruction" in y_pred:
+            loss += self.reconstruction.weight * ops.mean(y_pred["reconstruction"])
+        return sum(self.losses, loss)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         # Not y_pred.get("scale", self.scale): in a training step the weights have no values here.
         scale = y_pred["scale"] if "scale" in y_pred else self.scale  # noqa: SIM401
         self.pair_metrics.update(y_pred, scale)
         results = self.get_metrics_result()
-        if "gradient_norm" not in y_pred:  # an evaluation
-            results.pop("gradient_norm")
+        for name, key in TRAINING.items():
+            if key not in y_pred:  # an evaluation, or nothing was dropped
+                results.pop(name, None)
         return results
-
-    def fit(self, x=None, *args, callbacks=None, **kwargs):
-        """As `keras.Model.fit`; logs also `pairs_per_second` and `data_wait`, the share of time spent
-        waiting for data (JAX backend). A Keras `CallbackList` is used as it is, without them.
-        """
-        if inspect.isgenerator(x):
-            kwargs.setdefault("shuffle", False)  # Keras warns that it can't
-        given = isinstance(callbacks, keras.callbacks.CallbackList)
-        if keras.backend.backend() == "jax" and not given:
-            callbacks = [Throughput(), *keras.tree.flatten(callbacks or [])]
-        history = super().fit(x, *args, callbacks=callbacks, **kwargs)
-        if getattr(self.optimizer, "use_ema", False):
-            # Keras 3.15 has put the averages' own arrays into the weights, and the next step would
-            # give each away twice.
-            for variable in self.trainable_variables:
-                variable.assign(ops.copy(variable))
-        return history
 
     # Using it -----------------------------------------------------------------------------------
 
-    def encode_images(self, images, batch_size=64) -> np.ndarray:
+    def encode_images(self, images, batch_size=64, *, image_ids=None) -> np.ndarray:
         """Pictures -> float32 unit vectors (n, dim).
 
         Args:
             images: a list of paths, bytes, PIL images or uint8 arrays (height, width, 3) of any
                 size, or one uint8 array (n, height, width, 3).
+            image_ids: int32 (n, kept), the patches to see of each picture, or (n, views, kept), the
+                patches of several views, whose unit vectors are averaged and made unit vectors again;
+                None is all. `flipkit.maskers.complementary_views` draws them.
         """
         size = _image_size(self.image)
         pixels = self.preprocessing.prepare(images, size[0] if size[0] == size[1] else size)
-        return self._encode("image", pixels, batch_size)
+        if image_ids is None:
+            return self._encode({"image": pixels}, batch_size)
+        ids = np.asarray(image_ids, "int32")
+        if ids.ndim not in (2, 3) or len(ids) != len(pixels):
+            raise ConfigurationError(
+                f"Expected image_ids of shape ({len(pixels)}, kept) or ({len(pixels)}, views, kept). "
+                f"Received: {ids.shape}"
+            )
+        views = [ids] if ids.ndim == 2 else np.moveaxis(ids, 1, 0)
+        found = [self._encode({"image": pixels, "image_ids": view}, batch_size) for view in views]
+        if len(found) == 1:
+            return found[0]
+        mean = np.mean(found, axis=0)
+        return mean / (np.linalg.norm(mean, axis=1, keepdims=True) + 1e-8)
 
     def encode_texts(self, texts, batch_size=256) -> np.ndarray:
         """Strings -> float32 unit vectors (n, dim)."""
@@ -298,26 +428,31 @@ class FLIP(TrainStep, keras.Model):
                 "This model has no tokenizer. Set FLIP(tokenizer='wordpiece')."
             )
         texts = [texts] if isinstance(texts, str) else list(texts)
-        return self._encode("text", self.tokenizer(texts, self.text.length), batch_size)
+        return self._encode({"text": self.tokenizer(texts, self.text.length)}, batch_size)
 
-    def _encode(self, key, rows, batch_size):
+    def _encode(self, inputs, batch_size):
         if not self.built:
             self.build()
-        count = len(rows)
+        key = next(iter(inputs))  # the tower's name
+        count = len(inputs[key])
         if not count:
             return np.zeros((0, self.dim), "float32")
         # Batches of few sizes: a power of two below batch_size, so that few programs are compiled.
         size = min(batch_size, max(8, 1 << (count - 1).bit_length()))
-        padded = np.concatenate([rows, np.repeat(rows[-1:], -count % size, axis=0)])
-        outputs = self.predict({key: padded}, batch_size=size, verbose=0)
+        padded = {
+            name: np.concatenate([rows, np.repeat(rows[-1:], -count % size, axis=0)])
+            for name, rows in inputs.items()
+        }
+        outputs = self.predict(padded, batch_size=size, verbose=0)
         return np.asarray(outputs[key][:count])
 
     def summary(self, *args, print_fn=None, **kwargs):
-        """Keras's summary, and how many patches and tokens training keeps."""
+        """Keras's summary, how many patches and tokens training keeps, how many numbers it changes."""
         if not self.built:
             self.build()
         super().summary(*args, print_fn=print_fn, **kwargs)
         (print_fn or print)(self.masking_summary())
+        (print_fn or print)(self.learning_summary())
 
     def masking_summary(self) -> str:
         """One line: how many patches and tokens training keeps."""
@@ -327,26 +462,28 @@ class FLIP(TrainStep, keras.Model):
         patches = f"{self.kept_patches} of {math.prod(self.image.grid)} patches"
         return f"Training keeps {patches} (mask ratio {self.mask_ratio:g}) and {tokens}."
 
+    def facts(self) -> dict[str, str]:
+        """What to know of this model before it trains, for a table."""
+        return {"masking": self.masking_summary()}
+
     # Saving -------------------------------------------------------------------------------------
 
     def get_config(self):
-        names = ("masker", "mask_ratio", "text_masker", "text_mask_ratio", "dim", "temperature")
+        names = ("masker", "mask_ratio", "text_masker", "text_mask_ratio", "dim", "image_head")
+        names += ("text_head", "temperature", "max_logit_scale", "init_logit_bias", "frozen")
         config = {n: getattr(self, n) for n in ("image", "text", *names, "seed")}
+        config["reconstruction"] = self.reconstruction
         config |= {"preprocessing": self.preprocessing, "tokenizer": self.tokenizer}
         config = registry.serialize(config)
         for encoder in ("image", "text"):
             config[encoder].pop("build_config", None)  # FLIP builds its towers itself
+        if self.reconstruction is not None:
+            config["reconstruction"].pop("build_config", None)
         return {**config, "name": self.name, "dtype": registry.serialize(self.dtype_policy)}
 
     @classmethod
     def from_config(cls, config):
         return cls(**registry.deserialize(config))
-
-    def get_build_config(self):
-        return {"input_shape": None} if self.built else None
-
-    def build_from_config(self, config):
-        self.build()
 
     def save_assets(self, folder):
         if self.tokenizer is not None and self.tokenizer.vocab is not None:
@@ -356,6 +493,17 @@ class FLIP(TrainStep, keras.Model):
     def load_assets(self, folder):
         if self.tokenizer is not None:
             self.tokenizer.load_assets(folder)
+
+    @classmethod
+    def from_preset(cls, preset, **options) -> "FLIP":
+        """The model in a folder that `save_to_preset` made, or in whatever else
+        `flipkit.load_pretrained` reads; `options` are its own.
+        """
+        return importlib.import_module(_WEIGHTS).load_pretrained(preset, **options)
+
+    def save_to_preset(self, preset):
+        """Makes the folder `preset`: config.json, model.weights.h5 and the tokenizer's files."""
+        importlib.import_module(_WEIGHTS).save_as(self, "preset", preset)
 
 
 def load_model(path, compile=False):

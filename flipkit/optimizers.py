@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from flipkit import plugins, registry
-from flipkit.errors import UnknownName, nearest
+from flipkit.errors import ConfigurationError, UnknownName, nearest
 from flipkit.paths import canonical, matches, select
 from flipkit.registry import register
 
@@ -26,7 +26,13 @@ class AdamW(keras.optimizers.Optimizer):
         no_decay: patterns of variables that don't decay, as in `flipkit.paths.matches`.
         rate_scale: {pattern: factor on the learning rate}; the last match counts.
         kwargs: as in `keras.optimizers.Optimizer`: `global_clipnorm`, `use_ema`, `ema_momentum`, ...
+
+    Attributes:
+        frozen: paths of variables that are there but not trained: a pattern may match one of these alone.
+            `flipkit.FLIP.compile` tells them.
     """
+
+    frozen: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -53,8 +59,9 @@ class AdamW(keras.optimizers.Optimizer):
             variables, ["momentum", "velocity"]
         )
         paths = [canonical(variable.path) for variable in variables]
-        exempt = select(self.no_decay, paths, role="no_decay")
-        select(list(self.rate_scale), paths, role="rate_scale")
+        known = [*paths, *self.frozen]
+        exempt = select(self.no_decay, known, role="no_decay")
+        select(list(self.rate_scale), known, role="rate_scale")
         self._decays = [0.0 if path in exempt else self.decay for path in paths]
         self._factors = [self._factor(path) for path in paths]
 
@@ -88,6 +95,78 @@ class AdamW(keras.optimizers.Optimizer):
         return {**super().get_config(), **own}
 
 
+@register
+class LARS(keras.optimizers.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al., arXiv 1708.03888), as MAE's linear probe uses it.
+
+    For a variable w of two axes or more, with d = gradient + weight_decay * w, the update is
+    d * trust * |w| / |d|, or d itself where either norm is 0; biases and norms, which have fewer axes,
+    take the gradient, without decay. The update goes into a momentum, m = momentum * m + update, and
+    w loses learning_rate * m.
+
+    Args:
+        learning_rate: a number or a schedule; a `flipkit.Phase` sets its own schedule.
+        momentum: 0.9 in MAE and FLIP (Table 11).
+        weight_decay: 0 in both.
+        trust: size of an update before the learning rate, as a share of its variable's norm.
+        kwargs: as in `keras.optimizers.Optimizer`.
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.1,
+        momentum=0.9,
+        weight_decay=0.0,
+        trust=0.001,
+        name="lars",
+        **kwargs,
+    ):
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        # Not `weight_decay`: Keras would apply that once more.
+        self.momentum, self.decay, self.trust = momentum, weight_decay, trust
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self._momentums = self.add_optimizer_variables(variables, "momentum")
+
+    def update_step(self, gradient, variable, learning_rate):
+        update = ops.cast(gradient, variable.dtype)
+        if len(variable.shape) > 1:
+            update = update + self.decay * variable
+            size, length = ops.norm(variable), ops.norm(update)
+            known = ops.logical_and(size > 0, length > 0)
+            ratio = self.trust * size / ops.where(known, length, 1.0)
+            update = update * ops.where(known, ratio, 1.0)
+        momentum = self._momentums[self._get_variable_index(variable)]
+        self.assign(momentum, self.momentum * momentum + update)
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * momentum)
+
+    def get_config(self):
+        own = {"momentum": self.momentum, "weight_decay": self.decay, "trust": self.trust}
+        return {**super().get_config(), **own}
+
+
+def layer_decay(encoder, decay: float) -> dict[str, float]:
+    """Rates that fall towards an encoder's input, as `AdamW(rate_scale=...)` takes them.
+
+    decay^(depth - i) for block i, decay^(depth + 1) for what is before the blocks (patch embedding,
+    class token, positions), 1 for what is after them and for everything else: MAE's fine-tuning,
+    0.75 in FLIP's (Table 12).
+
+    Args:
+        encoder: one of flipkit's towers, or another with a `depth` and blocks named `block_00`, ...
+        decay: factor from a block to the one before it, in (0, 1].
+    """
+    if not 0 < decay <= 1:
+        raise ConfigurationError(f"Expected a factor in (0, 1]. Received: {decay=}")
+    tower, depth = encoder.name, encoder.depth
+    blocks = {f"{tower}/block_{i:02d}": decay ** (depth - i) for i in range(depth)}
+    after = ("norm", "pool") if getattr(encoder, "pool", None) == "map" else ("norm",)
+    return {tower: decay ** (depth + 1), **blocks, **{f"{tower}/{part}": 1.0 for part in after}}
+
+
 def get(identifier) -> keras.optimizers.Optimizer:
     """The optimizer that a name (flipkit's first, then Keras's), object or config means."""
     if isinstance(identifier, str) and ":" not in identifier:
@@ -101,6 +180,21 @@ def get(identifier) -> keras.optimizers.Optimizer:
                     "are known too."
                 ) from None
     return registry.get("optimizers", identifier, keras.optimizers.Optimizer)
+
+
+def take_moments(new, old, variables):
+    """Gives `new`, an optimizer built for `variables`, the state that `old` has of the same ones.
+
+    What `old` did not train starts with moments of zero, and with its value as its average.
+    """
+    known = {variable.path: variable for variable in old.variables}
+    for variable in new.variables:
+        # A rate that is a number is a variable too, one that a schedule computes is none.
+        if variable.path in known and not variable.path.endswith("learning_rate"):
+            variable.assign(known[variable.path])
+    for variable, average in zip(variables, _averages(new), strict=False):
+        if average.path not in known:
+            average.assign(variable)
 
 
 @contextlib.contextmanager
@@ -120,7 +214,12 @@ def averaged_weights(model):
 
 def take_averages(model):
     """Makes the moving averages that the optimizer keeps, if it does, the model's weights."""
-    # Keras's own SwapEMAWeights reads this attribute; there is no public one.
-    averages = getattr(model.optimizer, "_model_variables_moving_average", None)
-    for variable, average in zip(model.trainable_variables, averages or [], strict=False):
+    for variable, average in zip(
+        model.trainable_variables, _averages(model.optimizer), strict=False
+    ):
         variable.assign(ops.copy(average))  # the JAX trainer gives a weight's array away
+
+
+def _averages(optimizer):
+    # Keras's own SwapEMAWeights reads this attribute; there is no public one.
+    return getattr(optimizer, "_model_variables_moving_average", None) or []

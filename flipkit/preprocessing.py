@@ -11,7 +11,7 @@ import pathlib
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from flipkit import registry
 from flipkit.errors import BadSample, ConfigurationError, UnknownName, nearest
@@ -30,6 +30,8 @@ STATISTICS = {
     ),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # to [-1, 1]: SigLIP, big_vision
 }
+
+RESIZE_MODES = ("shortest", "squash")
 
 LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601, as in JPEG and Pillow
 
@@ -208,17 +210,27 @@ class Preprocessing(registry.Configurable):
             `"imagenet"`, `"clip"` or `"half"`.
         std: their standard deviation or its name; None is that of the mean's name.
         interpolation: how pictures are resized: `"bicubic"`, `"bilinear"`, ...
+        resize_mode: `"shortest"` resizes the shorter side and cuts the other from the middle, as FLIP and
+            CLIP do; `"squash"` resizes both, whatever the picture's shape, as SigLIP does. Training has
+            crops of its own (`flipkit.Feed`).
     """
 
-    def __init__(self, mean="imagenet", std=None, *, interpolation="bicubic"):
+    def __init__(
+        self, mean="imagenet", std=None, *, interpolation="bicubic", resize_mode="shortest"
+    ):
         self.mean = mean
         self.std = std
         self.interpolation = interpolation
-        self._statistics()
+        self.resize_mode = resize_mode
+        self.statistics()
         _resampling(interpolation)
+        if resize_mode not in RESIZE_MODES:
+            raise UnknownName(
+                f"Unknown resize_mode={resize_mode!r}. {nearest(str(resize_mode), RESIZE_MODES)}"
+            )
 
     def prepare(self, images, size) -> np.ndarray:
-        """Pictures of any sizes -> uint8 (n, height, width, 3) by `centre_crop`.
+        """Pictures of any sizes -> uint8 (n, height, width, 3), as `resize_mode` says.
 
         Args:
             images: paths, or what `decode` takes: files' bytes, uint8 arrays, Pillow images.
@@ -231,7 +243,8 @@ class Preprocessing(registry.Configurable):
         for row, image in zip(rows, images, strict=True):
             if isinstance(image, (str, os.PathLike)):
                 image = pathlib.Path(image).read_bytes()
-            row[:] = centre_crop(decode(image), size, self.interpolation)
+            cut = centre_crop if self.resize_mode == "shortest" else resize
+            row[:] = cut(decode(image), size, self.interpolation)
         return rows
 
     def normalise(self, x):
@@ -244,12 +257,12 @@ class Preprocessing(registry.Configurable):
         pixels, rest = divmod(x.shape[-1], 3)
         if rest:
             raise ConfigurationError(f"Expected 3 channels per pixel. Received shape: {x.shape}")
-        mean, std = self._statistics()
+        mean, std = self.statistics()
         scale, shift = np.tile([1 / (255 * std), -mean / std], pixels).astype("float32")
         return ops.cast(x, "float32") * scale + shift
 
-    def _statistics(self):
-        """Mean and standard deviation, each float64 (3,)."""
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of red, green and blue in [0, 1], each float64 (3,)."""
         std = self.mean if self.std is None and isinstance(self.mean, str) else self.std
         return _statistic(self.mean, "mean"), _statistic(std, "std")
 
@@ -345,15 +358,20 @@ def affine(image, rng, *, scale=(1.0, 1.0), ratio=1.0, degrees=0.0, shift=0.0) -
         e,
         y - d * (x + across) - e * (y + down),
     )
-    corners = image[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int).sum(0) // 4
-    out = Image.fromarray(image).transform(
-        (width, height),
+    return np.array(_warped(Image.fromarray(image), inverse))
+
+
+def _warped(image, inverse):
+    """A Pillow image resampled through an affine map (Pillow's six numbers), on its corners' colour."""
+    pixels = np.asarray(image)
+    corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int).sum(0) // 4
+    return image.transform(
+        image.size,
         Image.Transform.AFFINE,
         inverse,
         Image.Resampling.BILINEAR,
         fillcolor=tuple(corners.tolist()),
     )
-    return np.array(out)
 
 
 def sketch(image, rng) -> np.ndarray:
@@ -430,3 +448,92 @@ class Augment(registry.Configurable):
         if self.sketch and rng.random() < self.sketch:
             image = sketch(image, rng)
         return image
+
+
+def _enhanced(aspect):
+    def operation(image, level):
+        return aspect(image).enhance(1 + 0.9 * level)
+
+    return operation
+
+
+def _moved(matrix):
+    """`matrix` makes Pillow's six numbers about the centre of a level; it is moved to the corner."""
+
+    def operation(image, level):
+        a, b, c, d, e, f = matrix(level)
+        x, y = image.width / 2, image.height / 2
+        shift = (x - a * x - b * y + c * image.width, y - d * x - e * y + f * image.height)
+        return _warped(image, (a, b, shift[0], d, e, shift[1]))
+
+    return operation
+
+
+def _rotation(level):
+    angle = math.radians(30 * level)
+    return math.cos(angle), -math.sin(angle), 0, math.sin(angle), math.cos(angle), 0
+
+
+def _solarize_add(image, level):
+    table = [
+        min(255, value + int(110 * abs(level))) if value < 128 else value for value in range(256)
+    ]
+    return image.point(table * 3)
+
+
+# What RandAugment chooses from, (Pillow image, level in [-1, 1]) -> the same; where there is no way
+# back and forth, the sign of the level says nothing. All grow with it, as in timm's "increasing"
+# variant, which MAE's fine-tuning takes; the ranges are AutoAugment's (arXiv 1805.09501, Table 6),
+# a translation's timm's share of the picture.
+OPERATIONS = {
+    "auto_contrast": lambda image, level: ImageOps.autocontrast(image),
+    "equalize": lambda image, level: ImageOps.equalize(image),
+    "invert": lambda image, level: ImageOps.invert(image),
+    "posterize": lambda image, level: ImageOps.posterize(image, max(1, 4 - int(4 * abs(level)))),
+    "solarize": lambda image, level: ImageOps.solarize(image, 256 - int(256 * abs(level))),
+    "solarize_add": _solarize_add,
+    "colour": _enhanced(ImageEnhance.Color),
+    "contrast": _enhanced(ImageEnhance.Contrast),
+    "brightness": _enhanced(ImageEnhance.Brightness),
+    "sharpness": _enhanced(ImageEnhance.Sharpness),
+    "rotate": _moved(_rotation),
+    "shear_x": _moved(lambda level: (1, 0.3 * level, 0, 0, 1, 0)),
+    "shear_y": _moved(lambda level: (1, 0, 0, 0.3 * level, 1, 0)),
+    "translate_x": _moved(lambda level: (1, 0, 0.45 * level, 0, 1, 0)),
+    "translate_y": _moved(lambda level: (1, 0, 0, 0, 1, 0.45 * level)),
+}
+
+
+@registry.register
+class RandAugment(registry.Configurable):
+    """Operations drawn at random, all about as strong: uint8 (height, width, 3) -> the same shape.
+
+    RandAugment (Cubuk et al., arXiv 1909.13719) as fine-tuning uses it: RandAug(9, 0.5) in FLIP's Table 12
+    is magnitude and spread.
+
+    Args:
+        magnitude: strength, from 0 to 10.
+        spread: standard deviation of each operation's strength.
+        count: operations drawn for a picture, any of `OPERATIONS` each time.
+        chance: of an operation that was drawn to be done.
+    """
+
+    def __init__(self, magnitude=9.0, spread=0.5, *, count=2, chance=0.5):
+        self.magnitude, self.spread, self.count, self.chance = magnitude, spread, count, chance
+        if not 0 <= magnitude <= 10:
+            raise ConfigurationError(f"Expected a magnitude in [0, 10]. Received: {magnitude=}")
+        if spread < 0 or count < 0 or not 0 <= chance <= 1:
+            raise ConfigurationError(
+                "Expected a spread and a count of at least 0 and a chance in [0, 1]. Received: "
+                f"{spread=}, {count=}, {chance=}"
+            )
+
+    def __call__(self, image, rng) -> np.ndarray:
+        """`image` changed; `rng` is a `numpy.random.Generator`."""
+        picture, names = Image.fromarray(image), list(OPERATIONS)
+        for name in rng.choice(len(names), self.count):
+            level = min(max(rng.normal(self.magnitude, self.spread), 0), 10) / 10
+            sign = 1 if rng.random() < 0.5 else -1
+            if rng.random() < self.chance:
+                picture = OPERATIONS[names[name]](picture, sign * level)
+        return np.array(picture)

@@ -4,11 +4,17 @@ import itertools
 import math
 import pathlib
 
+# Metric of training: its name in a line of progress, and over its curve.
+ACCURACIES = {
+    "image_to_text_accuracy": ("in-batch", "in-batch accuracy, image to text"),
+    "accuracy": ("accuracy", "accuracy on the training batches"),
+}
+
 
 def line(row, steps) -> str:
     """A row of metrics as one line of progress."""
     parts = [f"step {row['step']:,}/{steps:,}", f"loss {row['loss']:.3f}"]
-    parts.append(f"in-batch {row['image_to_text_accuracy']:.1%}")
+    parts += [f"{told} {row[name]:.1%}" for name, (told, _) in ACCURACIES.items() if name in row]
     parts.append(f"rate {row['learning_rate']:.2e}")
     if "pairs_per_second" in row:
         parts.append(f"{row['pairs_per_second']:,.0f} pairs/s")
@@ -52,8 +58,10 @@ def draw_run(rows, path) -> pathlib.Path | None:
         return None
     names = sorted({name for row in rows for name in evaluations(row)})
     figure, axes = plt.subplots(1, 3 if names else 2, figsize=(15 if names else 10, 4.2))
-    _curve(axes[0], rows, "loss", "contrastive loss")
-    _curve(axes[1], rows, "image_to_text_accuracy", "in-batch accuracy, image to text")
+    _curve(axes[0], rows, "loss", "loss")
+    for name, (_, title) in ACCURACIES.items():
+        if any(name in row for row in rows):
+            _curve(axes[1], rows, name, title)
     for name in names[:8]:
         _curve(axes[2], rows, name, "evaluations", label=name)
     for axis in axes:

@@ -89,15 +89,22 @@ def run_table(run, name, workdir) -> Table:
     from flipkit.encoders import shape_only, weights
 
     table = Table(show_header=False, title=f"flipkit run {name}")
-    image, text = (weights(shape_only(part)) for part in (run.model.image, run.model.text))
-    table.add_row("model", f"{_named(run.model.image)} + {_named(run.model.text)}")
-    table.add_row("parameters", f"image {image:,}, text {text:,}")
-    table.add_row("masking", run.model.masking_summary())
+    towers = {n: getattr(run.model, n) for n in ("image", "text") if hasattr(run.model, n)}
+    table.add_row("model", " + ".join(_named(tower) for tower in towers.values()))
+    counts = (f"{name} {weights(shape_only(tower)):,}" for name, tower in towers.items())
+    table.add_row("parameters", ", ".join(counts))
+    for name, fact in run.model.facts().items():
+        table.add_row(name, fact)
     table.add_row("data", escape(f"{run.data!r}: {len(run.data):,} samples"))
+    freezes = run.model.frozen or any(phase.frozen for phase in run.phases)
+    model = shape_only(run.model) if freezes else None
     for i, phase in enumerate(run.phases):
         masked = "" if phase.mask_ratio is None else f", mask ratio {phase.mask_ratio:g}"
         what = f"{phase.samples:,} pairs, {phase.steps:,} steps of {phase.batch_size:,}{masked}"
         table.add_row(f"phase {i}", what)
+        if freezes:
+            model.frozen = model.frozen if phase.frozen is None else phase.frozen
+            table.add_row("", escape(model.learning_summary()))
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     table.add_row("devices", f"{devices}, distribution={run.distribution}")
     table.add_row("precision", str(run.model.dtype_policy.name))

@@ -1,22 +1,38 @@
-"""FLIP's training step: Keras's, plus the gradient's norm, the step count and the wait for data."""
+"""What flipkit's models have in common: the training step, its meter, and `fit`."""
 # A mixin of keras.Model, whose methods are here once for each backend.
 # pyright: reportAttributeAccessIssue=false, reportRedeclaration=false
 
+import inspect
 import time
 
 import keras
 from keras import ops
+
+from flipkit import registry
+from flipkit.callbacks import Throughput
 
 if keras.backend.backend() == "jax":
     import jax  # value_and_grad: Keras's JAX trainer has no hook between gradient and update
 
 
 class TrainStep:
-    """What `fit` does to a `flipkit.FLIP` at each step. Mixed in before `keras.Model`.
+    """What `flipkit.FLIP` and `flipkit.Classifier` share: mixed in before `keras.Model`.
 
-    The model has an int32 variable `step`; its `compute_metrics` finds the gradient's global L2 norm,
-    before clipping, in `y_pred["gradient_norm"]` (JAX backend).
+    The model has an int32 variable `step`, which each step counts up; its outputs are a dict, in which
+    `compute_metrics` finds the gradient's global L2 norm, before clipping, as `gradient_norm`, and the
+    model's `readings` (JAX backend). A `flipkit.Run` and a `flipkit.Feed` ask further:
+
+    Attributes:
+        reads: what a batch holds beside `image`: "text" or "label".
+        default_loss: the loss that a run takes if it is told none.
     """
+
+    reads: str
+    default_loss: str | None
+
+    def readings(self) -> dict:
+        """What `compute_metrics` wants to know of the weights, by its name in the outputs."""
+        return {}
 
     if keras.backend.backend() == "jax":
 
@@ -27,7 +43,7 @@ class TrainStep:
             # The metrics are updated where weights have no values any more: hand over what they need.
             weights = zip(self.trainable_variables, trainable, strict=True)
             with keras.StatelessScope(state_mapping=list(weights)):
-                y_pred = {**y_pred, "scale": self.scale}
+                y_pred = {**y_pred, **self.readings()}
             return loss, (unscaled, y_pred, *updates)
 
         def train_step(self, state, data):
@@ -69,6 +85,34 @@ class TrainStep:
         if stale and keras.backend.backend() == "jax":
             self.meter = Meter()
             self.train_function = self.meter.measured(self.train_function)
+
+    def fit(self, x=None, *args, callbacks=None, **kwargs):
+        """As `keras.Model.fit`; logs also `pairs_per_second` and `data_wait`, the share of time spent
+        waiting for data (JAX backend). A Keras `CallbackList` is used as it is, without them.
+        """
+        if inspect.isgenerator(x):
+            kwargs.setdefault("shuffle", False)  # Keras warns that it can't
+        given = isinstance(callbacks, keras.callbacks.CallbackList)
+        if keras.backend.backend() == "jax" and not given:
+            callbacks = [Throughput(), *keras.tree.flatten(callbacks or [])]
+        history = super().fit(x, *args, callbacks=callbacks, **kwargs)
+        if getattr(self.optimizer, "use_ema", False):
+            # Keras 3.15 has put the averages' own arrays into the weights, and the next step would
+            # give each away twice.
+            for variable in self.trainable_variables:
+                variable.assign(ops.copy(variable))
+        return history
+
+    def compile_from_config(self, config):
+        config = registry.deserialize(config)
+        self.compile(**config)
+        self.optimizer.build(self.trainable_variables)
+
+    def get_build_config(self):
+        return {"input_shape": None} if self.built else None
+
+    def build_from_config(self, config):
+        self.build()
 
 
 def global_norm(tensors):

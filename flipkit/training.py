@@ -5,22 +5,27 @@ import importlib.metadata
 import inspect
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable
 
 import keras
 
-from flipkit import datasets, losses, optimizers, plugins, registry, schedules
+from flipkit import datasets, losses, optimizers, plugins, registry, schedules, weights
 from flipkit import distribution as layouts
 from flipkit.callbacks import Evaluate
 from flipkit.checkpoints import Checkpoints
+from flipkit.classifier import Classifier
 from flipkit.errors import BadSample, ConfigurationError, FlipkitError, UnknownName, nearest
 from flipkit.feed import Feed
 from flipkit.journal import Journal
 from flipkit.model import FLIP
+from flipkit.paths import canonical, checked_patterns, select
 from flipkit.registry import Configurable, register
 from flipkit.settings import as_like
+from flipkit.weights import initial
 
+PHASE_SETTINGS = ("mask_ratio", "text_mask_ratio", "frozen")  # of the model; None goes on as it was
 TOKENIZER_TEXTS = 50_000  # captions that an untrained tokenizer learns from
 
 
@@ -33,6 +38,8 @@ class Phase(Configurable):
         batch_size: pairs per step.
         schedule: `flipkit.Schedule` over this phase's samples; None keeps the optimizer's own rate.
         mask_ratio, text_mask_ratio: shares dropped in this phase; None leaves them as they were.
+        frozen: patterns of variables that this phase leaves as they are, as in `flipkit.FLIP`; None is
+            those of the phase before, [] trains everything.
         optimizer: "kept" goes on with the moments of the phase before, "fresh" starts anew.
     """
 
@@ -44,11 +51,13 @@ class Phase(Configurable):
         *,
         mask_ratio=None,
         text_mask_ratio=None,
+        frozen=None,
         optimizer="kept",
     ):
         self.pairs, self.batch_size = _whole("pairs", pairs), _whole("batch_size", batch_size)
         self.schedule = schedules.get(schedule)
         self.mask_ratio, self.text_mask_ratio = mask_ratio, text_mask_ratio
+        self.frozen = None if frozen is None else checked_patterns("frozen", frozen)
         self.optimizer = optimizer
         if self.pairs < self.batch_size:
             raise ConfigurationError(
@@ -89,14 +98,17 @@ class Run(Configurable):
     distribution's scope, so that a run can be changed, written down and started again.
 
     Args:
-        model: `flipkit.FLIP`.
+        model: `flipkit.FLIP`, or `flipkit.Classifier` on labelled pictures.
         data: a dataset, its name, or a pattern of tar shards.
         feed: `flipkit.Feed`, how samples become batches.
         optimizer: a name or an object; its learning rate comes from the phases' schedules.
         phases: list of `flipkit.Phase`, in order.
-        loss: a name or an object.
+        loss: a name or an object; None is the model's own: "contrastive" for a FLIP.
         evaluators: {name: evaluator}, such as `flipkit.ZeroShot`, run every `evaluate_every` steps
             and at the end of each phase.
+        init: a path that `flipkit.load_pretrained` knows: the model begins with the weights there, its
+            learned positions resampled to the model's grid; None draws them. A classifier takes the
+            image tower alone. A run that goes on from a checkpoint needs it no more.
         seed: int: initial weights, masks, dropout, order and crops are functions of it.
         distribution: None or "data_parallel".
         log_every, checkpoint_every, evaluate_every: steps; 0 is only at the end. The latter two are
@@ -111,8 +123,9 @@ class Run(Configurable):
         feed=None,
         optimizer="adamw",
         phases=(),
-        loss="contrastive",
+        loss=None,
         evaluators=None,
+        init=None,
         seed=0,
         distribution=None,
         log_every=20,
@@ -121,8 +134,12 @@ class Run(Configurable):
     ):
         self.model, self.data = model, datasets.get(data)
         self.feed = feed or Feed()
-        self.optimizer, self.loss = optimizers.get(optimizer), losses.get(loss)
+        self.optimizer = optimizers.get(optimizer)
+        self.loss = losses.get(loss or getattr(model, "default_loss", None))
         self.phases, self.evaluators = list(phases), dict(evaluators or {})
+        self.init = str(init) if isinstance(init, os.PathLike) else init
+        if not isinstance(self.init, (str, type(None))):
+            raise ConfigurationError(f"Expected a path or None. Received: {init=}")
         self.seed, self.distribution = seed, distribution
         layouts.get(distribution)  # an unknown name is refused here
         self.log_every = _whole("log_every", log_every)
@@ -130,10 +147,18 @@ class Run(Configurable):
         self.evaluate_every = _whole("evaluate_every", evaluate_every, least=0)
         if not self.phases:
             raise ConfigurationError("A run needs at least one phase: phases=[flipkit.Phase(...)]")
-        kinds = [("model", model, FLIP), ("feed", self.feed, Feed)]
-        for name, value, kind in [*kinds, *(("phases", phase, Phase) for phase in self.phases)]:
+        kinds = [("model", model, (FLIP, Classifier)), ("feed", self.feed, (Feed,))]
+        for name, value, kind in [*kinds, *(("phases", phase, (Phase,)) for phase in self.phases)]:
             if not isinstance(value, kind):
-                raise ConfigurationError(f"Expected a {kind.__name__}. Received: {name}={value!r}")
+                known = " or a ".join(cls.__name__ for cls in kind)
+                raise ConfigurationError(f"Expected a {known}. Received: {name}={value!r}")
+        for index, phase in enumerate(self.phases):
+            for name in PHASE_SETTINGS:
+                if getattr(phase, name) is not None and not hasattr(model, name):
+                    raise ConfigurationError(
+                        f"A {type(model).__name__} has no {name}. Received: "
+                        f"phases.{index}.{name}={getattr(phase, name)!r}"
+                    )
 
     def get_config(self):
         config = super().get_config()
@@ -253,10 +278,16 @@ class Run(Configurable):
             run.model.seed = run.seed
         return run
 
-    def _prepare(self, journal):
-        """Opens the data, readies tokenizer and model; returns phase index -> its batches."""
+    def _prepare(self, journal, source=None):
+        """Opens the data, readies tokenizer and model; returns phase index -> its batches.
+
+        `source` is the model that the weights come from.
+        """
         self.count_data()  # says early and clearly what is wrong with the data
-        train_tokenizer(self.model, self.data, journal)
+        if self.model.reads == "text":
+            if source is not None:
+                initial.take_tokenizer(self.model, source)
+            train_tokenizer(self.model, self.data, journal)
 
         def batches(index):
             phase, before = self.phases[index], self.phases[:index]
@@ -267,30 +298,39 @@ class Run(Configurable):
         for index in range(len(self.phases)):
             batches(index)  # says what is wrong with any phase before there are weights
         self.model.build()
+        if source is not None:
+            initial.take_weights(self.model, source, self.init)
+        known = [canonical(variable.path) for variable in self.model.variables]
+        for index, phase in enumerate(self.phases):
+            select(phase.frozen or (), known, role=f"phases.{index}.frozen")
         return batches
+
+    def _source(self, say):
+        """The model whose weights the run begins with, or None."""
+        if self.init is None:
+            return None
+        source = weights.load_pretrained(self.init)
+        say(f"Weights from {self.init}.")
+        for difference in initial.differing_settings(self.model, source):
+            say(f"Another setting than those weights were made with: {difference}")
+        return source
 
     def _enter(self, index, previous):
         """Readies the model for phase `index`; `previous` is the optimizer of the one before."""
         phase = self.phases[index]
-        for name in ("mask_ratio", "text_mask_ratio"):
+        for name in PHASE_SETTINGS:
             told = [getattr(earlier, name) for earlier in self.phases[: index + 1]]
-            if told := [ratio for ratio in told if ratio is not None]:
+            if told := [setting for setting in told if setting is not None]:
                 setattr(self.model, name, told[-1])
         config = self.optimizer.get_config()
         if phase.schedule is not None:
             start = self._steps_of_optimizer(index)
             config["learning_rate"] = phase.schedule.bind(phase.batch_size, phase.samples, start)
         optimizer = type(self.optimizer).from_config(registry.serialize(config))
+        self.model.compile(optimizer, loss=self.loss)
         optimizer.build(self.model.trainable_variables)
         if previous is not None and phase.optimizer == "kept":
-            # A rate that is a number is a variable too, one that a schedule computes is none.
-            moments = [
-                [v for v in o.variables if not v.path.endswith("learning_rate")]
-                for o in (optimizer, previous)
-            ]
-            for new, old in zip(*moments, strict=True):
-                new.assign(old)
-        self.model.compile(optimizer, loss=self.loss)
+            optimizers.take_moments(optimizer, previous, self.model.trainable_variables)
 
     def _steps_of_optimizer(self, index):
         """How many steps the optimizer of phase `index` has behind it when the phase begins.
@@ -303,11 +343,13 @@ class Run(Configurable):
         return steps
 
     def _train(self, journal, say):
-        batches = self._prepare(journal)
         folder = journal.folder
         with Checkpoints(folder / "checkpoints") if folder else contextlib.nullcontext() as saved:
             position = (saved and saved.position()) or {"phase": 0, "step": 0}
             done, optimizer = position["step"], None
+            source = None if done else self._source(say)
+            batches = self._prepare(journal, source)
+            del source  # its weights are copied
             say(f"Resuming at step {done:,} of {self.steps:,}." if done else "Starting at step 0.")
             journal.rewind(done)
             if not done:

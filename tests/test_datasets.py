@@ -682,3 +682,37 @@ def test_wrong_settings_of_shapes_are_told():
         CaptionedShapes(size=0)
     with pytest.raises(ConfigurationError, match="image_size=16"):
         CaptionedShapes(image_size=16)
+
+
+def test_labels_come_from_any_field_and_as_names(tmp_path):
+    members = [
+        (f"{i}.{kind}", content)
+        for i, group in enumerate(["food", "flags", "food"])
+        for kind, content in (
+            ("jpg", b"picture"),
+            ("txt", b"text"),
+            ("json", json.dumps({"label": 7, "group": group, "number": i}).encode()),
+        )
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    names = tmp_path / "names.txt"
+    names.write_text("flags\nfood\n")
+
+    def labels(**settings):
+        data = datasets.ImageTextShards(tmp_path / "a.tar", **settings)
+        return [data[i].get("label") for i in range(3)]
+
+    assert labels() == [7, 7, 7]
+    assert labels(label_field="number") == [0, 1, 2]
+    assert labels(label_field="group") == [None, None, None]
+    assert labels(label_field="group", classes=["flags", "food"]) == [1, 0, 1]
+    assert labels(label_field="group", classes=names) == [1, 0, 1]
+    data = datasets.ImageTextShards(tmp_path / "a.tar", label_field="group", classes=str(names))
+    assert data.classnames() == {"names": ["flags", "food"]}
+    assert type(data).from_config(data.get_config()).classnames() == data.classnames()
+    with pytest.raises(BadSample, match=r"a.tar:1 has an unknown class: group='flags'"):
+        datasets.ImageTextShards(tmp_path / "a.tar", label_field="group", classes=["food"])[1]
+    with pytest.raises(DataError, match=r"class per line. Received: .*none.txt"):
+        datasets.ImageTextShards(label_field="group", classes="none.txt").classnames()
+    with pytest.raises(ConfigurationError, match="set classnames="):
+        datasets.ImageTextShards(tmp_path / "a.tar").classnames()

@@ -129,7 +129,7 @@ def test_nothing_but_bad_samples_is_an_error(classifier):
 
 def test_a_label_without_a_name_is_an_error(classifier):
     model, data = classifier
-    with pytest.raises(errors.DataError, match="A label is 2, but there are 2 class names"):
+    with pytest.raises(errors.DataError, match="A label is 2, but there are 2 classes"):
         flipkit.ZeroShot(data, ["a", "b"])(model)
 
 
@@ -235,3 +235,77 @@ def test_a_choice_needs_two_texts():
     model = Known({0: [1, 0], "a": [1, 0]})
     with pytest.raises(errors.DataError, match="two texts"):
         evaluation.CaptionChoice(Samples([{"image": picture(0), "texts": ["a"]}]))(model)
+
+
+# Masked views
+
+
+@pytest.fixture(scope="module")
+def seen(tiny):
+    """A model, and twenty pictures of noise as a dataset."""
+    model = tiny(seed=3, tokenizer="bytes", text={"vocab": 259})
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 16, 16, 3)).astype("uint8")
+    samples = [{"image": image, "label": i % 2} for i, image in enumerate(images)]
+    return model, images, Samples(samples)
+
+
+def test_a_mask_of_0_is_the_plain_embedding(seen):
+    model, images, data = seen
+    plain, _ = evaluation.encode(model, data)
+    np.testing.assert_array_equal(plain, model.encode_images(images, 256))
+    for views in (evaluation.Views(), evaluation.Views(0.0, ensemble=True)):
+        np.testing.assert_array_equal(evaluation.encode(model, data, views=views)[0], plain)
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.5, 2), (0.75, 4)])
+def test_an_ensemble_is_the_unit_mean_of_views_that_hold_every_patch(seen, ratio, count):
+    model, images, data = seen
+    views = evaluation.Views(ratio, ensemble=True)
+    ids = views(model, 0, 20)
+    assert ids.shape == (20, count, 16 // count)
+    np.testing.assert_array_equal(np.sort(ids.reshape(20, -1)), np.tile(np.arange(16), (20, 1)))
+    found, _ = evaluation.encode(model, data, views=views)
+    each = [
+        np.asarray(model({"image": images, "image_ids": ids[:, v]})["image"]) for v in range(count)
+    ]
+    np.testing.assert_allclose(found, unit(np.mean(each, axis=0)), atol=1e-6)
+    alone, _ = evaluation.encode(model, data, views=evaluation.Views(ratio))
+    np.testing.assert_allclose(alone, each[0], atol=1e-6)
+    assert np.abs(found - evaluation.encode(model, data)[0]).max() > 1e-3
+
+
+def test_views_are_a_function_of_the_seed_and_the_pictures_place(seen, monkeypatch):
+    model, _, data = seen
+    views = evaluation.Views(0.5, seed=1)
+    whole, _ = evaluation.encode(model, data, views=views)
+    monkeypatch.setattr(evaluation, "CHUNK", 7)
+    np.testing.assert_allclose(evaluation.encode(model, data, views=views)[0], whole, atol=1e-6)
+    ids = [evaluation.Views(0.5, seed=seed)(model, 0, 20) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(ids[0], ids[1])
+    assert (ids[0] != ids[2]).any()
+
+
+def test_evaluators_take_a_mask(seen):
+    model, _, data = seen
+    masked = flipkit.ZeroShot(data, ["a", "b"], mask_ratio=0.5, ensemble=True, seed=4)
+    images, _ = evaluation.encode(model, data, views=evaluation.Views(0.5, True, 4))
+    classes = evaluation.class_vectors(model, ["a", "b"])
+    labels = np.arange(20) % 2
+    assert masked(model) == evaluation.rank_metrics(images, classes, labels)
+    again = flipkit.Retrieval.from_config(flipkit.Retrieval("x", mask_ratio=0.75).get_config())
+    assert (again.mask_ratio, again.ensemble) == (0.75, False)
+    with pytest.raises(errors.ConfigurationError, match=r"\[0, 1\). Received: mask_ratio=1"):
+        flipkit.Retrieval(data, mask_ratio=1)
+
+
+def test_a_mask_for_a_model_that_cannot_skip_patches_is_refused(classifier):
+    model, data = classifier
+    with pytest.raises(errors.ConfigurationError, match="cannot skip patches"):
+        flipkit.ZeroShot(data, ["a", "b", "c"], mask_ratio=0.5)(model)
+
+
+def test_image_ids_of_another_number_of_pictures_are_refused(seen):
+    model, images, _ = seen
+    with pytest.raises(errors.ConfigurationError, match=r"\(20, kept\).*Received: \(3, 8\)"):
+        model.encode_images(images, image_ids=np.zeros((3, 8), "int32"))

@@ -129,3 +129,73 @@ def test_a_masker_is_named_made_given_or_none():
     with pytest.raises(ConfigurationError, match="maskers"):
         maskers.get(keras.layers.Dense(3))
     assert maskers.RandomMasker.needs == ()
+
+
+# Text -----------------------------------------------------------------------------------------
+
+
+def texts(words, length):
+    """Token ids: so many words in each row, then padding."""
+    return np.where(np.arange(length) < np.asarray(words)[:, None], 7, 0).astype("int32")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=4, max_size=4), st.integers(1, 6), st.integers(0, 99))
+def test_prioritised_drops_no_word_while_padding_is_left(words, keep, seed):
+    x = texts(words, 6)
+    ids = np.asarray(maskers.PrioritisedMasker()(x, keep=keep, grid=(1, 6), seed=Seed(seed)))
+    assert ids.shape == (4, keep)
+    assert np.all(np.diff(ids, axis=1) > 0)
+    kept = np.take_along_axis(x, ids, axis=1)
+    np.testing.assert_array_equal((kept != 0).sum(1), np.minimum(words, keep))
+
+
+def test_prioritised_finds_padding_wherever_it_is():
+    x = np.array([[0, 5, 0, 6, 7, 0]] * 50, "int32")
+    masker = maskers.PrioritisedMasker()
+    found = np.asarray(masker(x, keep=3, grid=(1, 6), seed=Seed()))
+    np.testing.assert_array_equal(found, np.tile([1, 3, 4], (50, 1)))
+    four = np.asarray(masker(x, keep=4, grid=(1, 6), seed=Seed())).tolist()
+    assert {tuple(row) for row in four} == {(0, 1, 3, 4), (1, 2, 3, 4), (1, 3, 4, 5)}
+
+
+def test_prioritised_drops_words_evenly():
+    x = texts([6] * 20_000, 8)
+    ids = np.asarray(maskers.PrioritisedMasker()(x, keep=3, grid=(1, 8), seed=Seed()))
+    kept = np.bincount(ids.ravel(), minlength=8) / 20_000
+    np.testing.assert_allclose(kept, [1 / 2] * 6 + [0, 0], atol=0.015)
+
+
+def test_prioritised_masks_no_pictures():
+    masker = maskers.get("prioritised")
+    assert masker.needs == ("words",)
+    with pytest.raises(ConfigurationError, match=r"text_masker. Received: patches of.*\(2, 16, 3"):
+        masker(np.zeros((2, 16, 3), "uint8"), keep=2, grid=(4, 4), seed=Seed())
+
+
+# Views ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("patches", "keep", "views"), [(16, 8, 2), (16, 4, 4), (9, 9, 1)])
+def test_complementary_views_hold_every_patch_once(patches, keep, views):
+    ids = np.asarray(maskers.complementary_views(5, patches, keep, Seed(3)))
+    assert ids.shape == (5, views, keep)
+    assert ids.dtype == np.int32
+    assert np.all(np.diff(ids, axis=2) > 0)
+    every = np.sort(ids.reshape(5, -1), axis=1)
+    np.testing.assert_array_equal(every, np.tile(np.arange(patches), (5, 1)))
+    assert len({row.tobytes() for row in ids}) == (1 if views == 1 else 5)
+
+
+def test_views_that_cannot_share_the_patches_out_hold_some_twice():
+    ids = np.asarray(maskers.complementary_views(5, 16, 6, Seed(3)))
+    assert ids.shape == (5, 3, 6)
+    assert np.all(np.diff(ids, axis=2) > 0)
+    for row in ids:
+        assert np.bincount(row.ravel(), minlength=16).min() == 1
+        assert {*row[0]}.isdisjoint(row[1])
+
+
+def test_one_view_is_what_the_random_masker_keeps():
+    views = np.asarray(maskers.complementary_views(6, 16, 4, Seed(2, 1)))
+    np.testing.assert_array_equal(views[:, 0], masked(6, 16, 4, seed=2, step=1))

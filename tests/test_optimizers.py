@@ -191,3 +191,86 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         optimizers.get("adamww")
     with pytest.raises(ConfigurationError, match="optimizers"):
         optimizers.get(3)
+
+
+# LARS -----------------------------------------------------------------------------------------
+
+
+def lars_reference(rate=1e-1, momentum=0.9, decay=0.0, trust=0.001, steps=5):
+    """LARS in float64, as its docstring says it."""
+    w = [np.asarray(v, "float64") for v in variables()]
+    m = [np.zeros_like(x) for x in w]
+    for step in range(steps):
+        for i, g in enumerate(gradients(step)):
+            d = g.astype("float64")
+            if d.ndim > 1:
+                d = d + decay * w[i]
+                d = d * trust * np.linalg.norm(w[i]) / np.linalg.norm(d)
+            m[i] = momentum * m[i] + d
+            w[i] = w[i] - rate * m[i]
+    return dict(zip(SHAPES, w, strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"momentum": 0.5, "trust": 0.02}, {"weight_decay": 0.3, "momentum": 0.0}]
+)
+def test_lars_is_its_formula(settings):
+    expected = lars_reference(
+        **{{"weight_decay": "decay"}.get(k, k): v for k, v in settings.items()}
+    )
+    found = trained(flipkit.LARS(1e-1, **settings))
+    for path in SHAPES:
+        np.testing.assert_allclose(found[path], expected[path], 1e-6, 1e-7, err_msg=path)
+
+
+def test_lars_makes_a_step_whatever_the_gradients_size_and_plain_ones_of_vectors():
+    kernel, bias = keras.Variable(np.full((2, 2), 3.0, "float32")), keras.Variable([1.0, 1.0])
+    optimizer = flipkit.LARS(1.0, momentum=0.0, trust=0.01)
+    optimizer.build([kernel, bias])
+    optimizer.apply([np.full((2, 2), 1e5, "float32"), np.float32([0.5, -0.5])])
+    np.testing.assert_allclose(kernel, np.full((2, 2), 3 - 0.03), rtol=1e-6)
+    np.testing.assert_allclose(bias, [0.5, 1.5])
+
+
+def test_lars_takes_the_gradient_where_there_is_no_norm():
+    weights = [keras.Variable(np.zeros((2, 2), "float32")), keras.Variable(np.ones((2, 2)))]
+    optimizer = flipkit.LARS(1.0, momentum=0.0)
+    optimizer.build(weights)
+    optimizer.apply([np.full((2, 2), 0.25, "float32"), np.zeros((2, 2), "float32")])
+    np.testing.assert_array_equal(weights[0], np.full((2, 2), -0.25))
+    np.testing.assert_array_equal(weights[1], np.ones((2, 2)))
+
+
+def test_lars_comes_back_from_its_config():
+    optimizer = flipkit.LARS(0.3, momentum=0.8, weight_decay=1e-4, trust=0.002, global_clipnorm=1.0)
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(optimizer)))
+    again = optimizers.get(config)
+    assert type(again) is flipkit.LARS
+    assert again.get_config() == optimizer.get_config()
+    assert type(optimizers.get("lars")) is flipkit.LARS
+
+
+# Layer decay ----------------------------------------------------------------------------------
+
+
+def test_rates_fall_from_block_to_block(tiny):
+    model = tiny(image={"depth": 3, "positions": "learned"})
+    scale = optimizers.layer_decay(model.image, 0.75)
+    optimizer = flipkit.AdamW(rate_scale=scale)
+    model.build()
+    optimizer.build(model.trainable_variables)
+    for variable, factor in zip(model.trainable_variables, optimizer._factors, strict=True):
+        tower, *parts = variable.path.removeprefix("flip/").split("/")
+        if tower != "image" or parts[0] == "norm":
+            expected = 1.0
+        elif parts[0].startswith("block_"):
+            expected = 0.75 ** (3 - int(parts[0][-2:]))
+        else:
+            assert parts[0] in ("patch_embed", "class_token", "position")
+            expected = 0.75**4
+        assert factor == pytest.approx(expected), variable.path
+
+
+def test_decay_of_rates_is_a_factor():
+    with pytest.raises(ConfigurationError, match=r"\(0, 1\]. Received: decay=1.5"):
+        optimizers.layer_decay(flipkit.ViT(16, 4, 16, 1, 2), 1.5)

@@ -547,3 +547,71 @@ def test_a_sketch_darkens_edges_and_leaves_white_ground():
 def test_strengths_are_checked(options):
     with pytest.raises(errors.ConfigurationError, match=f"Expected {next(iter(options))}"):
         preprocessing.Augment(**options)
+
+
+# RandAugment
+
+
+@pytest.mark.parametrize("name", preprocessing.OPERATIONS)
+@pytest.mark.parametrize("level", [-1.0, 0.0, 1.0])
+def test_operations_keep_shape_and_kind(name, level):
+    image = Image.fromarray(picture(20, 30))
+    out = preprocessing.OPERATIONS[name](image, level)
+    assert (out.size, out.mode) == (image.size, "RGB")
+    alike = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y", "colour", "contrast"}
+    if level == 0 and name in alike | {"brightness", "sharpness", "solarize"}:
+        np.testing.assert_array_equal(np.asarray(out), np.asarray(image))
+
+
+def test_operations_move_by_their_level():
+    image = np.zeros((40, 40, 3), "uint8")
+    image[18:22, 18:22] = 255
+
+    def centre(name, level):
+        out = np.asarray(preprocessing.OPERATIONS[name](Image.fromarray(image), level))
+        rows, columns = np.nonzero(out[..., 0] > 128)
+        return rows.mean() - 19.5, columns.mean() - 19.5
+
+    np.testing.assert_allclose(centre("translate_x", 0.5), (0, -9), atol=0.5)
+    np.testing.assert_allclose(centre("translate_y", -0.5), (9, 0), atol=0.5)
+    for name in ("rotate", "shear_x", "shear_y"):
+        np.testing.assert_allclose(centre(name, 1.0), (0, 0), atol=0.5)
+    line = np.zeros((40, 40, 3), "uint8")
+    line[20, 20:36] = 255
+    turned = np.asarray(preprocessing.OPERATIONS["rotate"](Image.fromarray(line), 1.0))
+    row, column = np.argwhere(turned[..., 0] > 60)[[0, -1]].mean(0) - 20
+    assert abs(row / column) == pytest.approx(np.tan(np.pi / 6), abs=0.15)
+
+
+def test_rand_augment_is_a_function_of_its_generator():
+    image, augment = picture(32, 32), preprocessing.RandAugment(9, 0.5, chance=1.0)
+    outs = [augment(image, np.random.default_rng(seed)) for seed in (0, 0, *range(1, 9))]
+    np.testing.assert_array_equal(outs[0], outs[1])
+    assert outs[0].shape == image.shape
+    assert outs[0].dtype == np.uint8
+    assert len({out.tobytes() for out in outs}) > 6
+    for still in (preprocessing.RandAugment(chance=0.0), preprocessing.RandAugment(count=0)):
+        np.testing.assert_array_equal(still(image, np.random.default_rng(0)), image)
+
+
+def test_rand_augment_draws_its_strength_about_the_magnitude(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        preprocessing, "OPERATIONS", {"look": lambda image, level: seen.append(level) or image}
+    )
+    augment = preprocessing.RandAugment(6, 0.5, count=400, chance=1.0)
+    augment(picture(8, 8), np.random.default_rng(0))
+    levels = np.array(seen)
+    assert abs(np.abs(levels).mean() - 0.6) < 0.01
+    assert abs(np.abs(levels).std() - 0.05) < 0.01
+    assert abs((levels > 0).mean() - 0.5) < 0.1
+
+
+def test_rand_augment_comes_back_from_its_config_and_checks_it():
+    augment = preprocessing.RandAugment(7, 0.1, count=3, chance=0.9)
+    config = json.loads(json.dumps(registry.serialize(augment)))
+    assert registry.deserialize(config).get_config() == augment.get_config()
+    with pytest.raises(errors.ConfigurationError, match="magnitude=11"):
+        preprocessing.RandAugment(11)
+    with pytest.raises(errors.ConfigurationError, match="chance=2"):
+        preprocessing.RandAugment(chance=2)

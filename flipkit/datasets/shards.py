@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from flipkit.datasets.dataset import Dataset
-from flipkit.errors import BadSample, DataError
+from flipkit.errors import BadSample, ConfigurationError, DataError
 from flipkit.registry import register
 
 IMAGE, TEXT, JSON = range(3)
@@ -45,18 +45,24 @@ class ImageTextShards(Dataset):
             `{00000..00041}`. Shards come in the order of the patterns, each pattern's sorted.
         text_fields: fields of the `.json` (a string or a list of strings) whose texts follow the
             caption, which is the `.txt` or else the field "caption".
+        label_field: field of the `.json` that holds the class: its index, or one of `classes`.
+        classes: names of the classes, a list or a text file with a name per line, where the field
+            holds names; None leaves it to indices.
 
     A sample holds, besides image (bytes), texts and id (`"00000.tar:key"`), `"meta"`: what its
-    `.json` holds ({} without one), and `"label"` if that has one (int).
+    `.json` holds ({} without one), and `"label"` (int) if that has one. A name that is none of the
+    classes raises `BadSample`.
 
     Raises:
         DataError: at first use, if no path was given, a pattern matches nothing, or a shard is cut
             short, compressed or no tar.
     """
 
-    def __init__(self, path=None, text_fields=("captions",)):
+    def __init__(self, path=None, text_fields=("captions",), *, label_field="label", classes=None):
         self.path = os.fspath(path) if isinstance(path, os.PathLike) else path
         self.text_fields = (text_fields,) if isinstance(text_fields, str) else tuple(text_fields)
+        self.label_field = label_field
+        self.classes = os.fspath(classes) if isinstance(classes, os.PathLike) else classes
 
     def __len__(self):
         return int(self._ends[-1])
@@ -120,8 +126,39 @@ class ImageTextShards(Dataset):
                 f"{key} has no text: expected a member .txt, or a .json with one of "
                 f"{', '.join(dict.fromkeys(('caption', *self.text_fields)))}"
             )
-        label = {"label": meta["label"]} if type(meta.get("label")) is int else {}
-        return {"texts": texts, "id": key, "meta": meta, **label}
+        return {"texts": texts, "id": key, "meta": meta, **self._label(key, meta)}
+
+    def _label(self, key, meta):
+        value = meta.get(self.label_field)
+        if self._places is not None and isinstance(value, str):
+            if value not in self._places:
+                raise BadSample(
+                    f"{key} has an unknown class: {self.label_field}={value!r} is none of the "
+                    f"{len(self._places)} classes"
+                )
+            value = self._places[value]
+        return {"label": value} if type(value) is int else {}
+
+    @functools.cached_property
+    def _places(self) -> dict[str, int] | None:
+        """{name of a class: its index}, or None where labels are indices."""
+        if self.classes is None:
+            return None
+        return {name: place for place, name in enumerate(self.classnames()["names"])}
+
+    def classnames(self) -> dict[str, list[str]]:
+        """The classes' `names`, for `flipkit.ZeroShot`."""
+        names = self.classes
+        if isinstance(names, str):
+            if not os.path.isfile(names):
+                raise DataError(f"Expected a text file with a class per line. Received: {names!r}")
+            with open(names, encoding="utf-8") as file:
+                names = [line.strip() for line in file if line.strip()]
+        if not names:
+            raise ConfigurationError(
+                "These shards tell no names of classes: set classnames=FILE.json, or data.classes"
+            )
+        return {"names": list(names)}
 
 
 def parse(text: bytes | None, details: bytes | None, fields) -> tuple[list[str], dict]:

@@ -5,18 +5,28 @@ import os
 import pathlib
 import shutil
 
+import numpy as np
+
 from flipkit.errors import ConfigurationError, UnknownName, nearest
 from flipkit.model import FLIP
 from flipkit.weights import tensors
+
+TOLERANCE = 1e-5  # between embeddings, where a sum is ordered differently; float32 alone makes 1e-6
 
 # name: module with `recognises(path)`, `read(path) -> FLIP` and, where it can write,
 # `write(model, path)`. Asked in this order which of them knows a path.
 FORMATS = {
     "keras": "flipkit.weights.keras_file",
+    "workdir": "flipkit.weights.workdir",
+    "open_clip": "flipkit.weights.open_clip",
+    "huggingface": "flipkit.weights.huggingface",
+    "preset": "flipkit.weights.preset",
+    "t5x": "flipkit.weights.t5x",
+    "big_vision": "flipkit.weights.big_vision",
 }
 
 
-def load_pretrained(path, format: str | None = None, image_size=None) -> FLIP:
+def load_pretrained(path, format: str | None = None, image_size=None, **options) -> FLIP:
     """The model at `path`, built, with its weights, preprocessing and tokenizer.
 
     Args:
@@ -24,6 +34,7 @@ def load_pretrained(path, format: str | None = None, image_size=None) -> FLIP:
         format: one of `FORMATS`; None finds out.
         image_size: pixels, one side or (height, width); learned positions are resampled if it is not
             the size the model was stored with. None keeps that.
+        options: what a format's `read` takes besides, such as `heads` where a file doesn't tell them.
 
     Raises:
         ConfigurationError: there is nothing, nothing known, a pickle, or tensors are missing,
@@ -33,25 +44,44 @@ def load_pretrained(path, format: str | None = None, image_size=None) -> FLIP:
     if not path.exists():
         siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise UnknownName(f"No such file or folder: {path}. {nearest(path.name, siblings)}")
-    model = module(format or detect(path)).read(path)
+    model = module(format or detect(path)).read(path, **options)
     return model if image_size is None else resized(model, image_size)
 
 
-def save_as(model: FLIP, format: str, path):
+def describe(path) -> FLIP:
+    """The model at `path` for recipes, which want to know its towers: without its weights where the
+    format tells the one without the other.
+
+    Raises:
+        ConfigurationError: as `load_pretrained`.
+    """
+    found = pathlib.Path(path)
+    reader = module(detect(found)) if found.exists() else None
+    return reader.describe(found) if hasattr(reader, "describe") else load_pretrained(path)
+
+
+def save_as(model: FLIP, format: str, path, verify: bool = False):
     """Writes `model` to `path` as `format` has it: all of it or nothing.
+
+    Args:
+        model: what to write; what concerns training alone, such as dropout, need not travel.
+        format: one of `FORMATS` that can be written.
+        path: a file or a folder, where nothing is yet.
+        verify: whether it is read back, and compared by `difference`, before it gets its name.
 
     Raises:
         ConfigurationError: the format can't express the model, naming the option; it is only read;
-            or there is something at `path` already.
+            there is something at `path` already; or what was read back gives other embeddings.
     """
     path, writer = pathlib.Path(path), module(format)
     if not hasattr(writer, "write"):
-        writing = [name for name in FORMATS if hasattr(module(name), "write")]
         raise ConfigurationError(
-            f"flipkit reads {format} but doesn't write it. Written are: {', '.join(writing)}."
+            f"flipkit reads {format} but doesn't write it. Written are: {', '.join(written())}."
         )
     if path.exists():
-        raise ConfigurationError(f"Expected a path where nothing is. Received: {path}, which exists.")
+        raise ConfigurationError(
+            f"Expected a path where nothing is. Received: {path}, which exists."
+        )
     if not model.built:
         model.build()
     # Keras looks at the ending.
@@ -59,11 +89,21 @@ def save_as(model: FLIP, format: str, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         writer.write(model, part)
+        if verify and not (found := difference(model, writer.read(part))) <= TOLERANCE:
+            raise ConfigurationError(
+                f"What was written as {format} gives other embeddings when it is read back: they differ "
+                f"by up to {found:.2g}. Expected at most {TOLERANCE:g}. Nothing was kept."
+            )
         os.replace(part, path)
     finally:
         if part.is_dir():
             shutil.rmtree(part)
         part.unlink(missing_ok=True)
+
+
+def written() -> list[str]:
+    """The formats that can be written."""
+    return [name for name in FORMATS if hasattr(module(name), "write")]
 
 
 def module(format: str):
@@ -80,10 +120,49 @@ def detect(path: pathlib.Path) -> str:
             return name
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         tensors.refuse_pickle(file)
+    if path.suffix == ".safetensors":
+        raise ConfigurationError(
+            f"Tensors alone don't tell their model. Received: {path}. Give the folder that holds its "
+            "config, open_clip_config.json or config.json, too."
+        )
     raise ConfigurationError(
         f"Expected weights in one of the formats {', '.join(FORMATS)}. Received: {path}, which is "
         "none of them."
     )
+
+
+def difference(model: FLIP, other: FLIP) -> float:
+    """How far the embeddings of two models are apart, in float32: of 4 fixed random pairs, the largest
+    difference of two numbers.
+    """
+    rng = np.random.default_rng(0)
+    size = model.image.image_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    batch = {
+        "image": rng.integers(0, 256, (4, *size, 3), "uint8"),
+        "text": rng.integers(0, model.text.vocab, (4, model.text.length), "int32"),
+    }
+    found, expected = (in_float32(each)(batch) for each in (model, other))
+    apart = [np.abs(np.asarray(found[key]) - np.asarray(expected[key])).max() for key in found]
+    return float(max(apart))
+
+
+def in_float32(model: FLIP) -> FLIP:
+    """`model` itself if it computes in float32, else a copy that does."""
+
+    def plain(config):
+        if isinstance(config, dict):
+            policy = config.get("class_name") == "DTypePolicy"
+            return "float32" if policy else {key: plain(value) for key, value in config.items()}
+        return [plain(value) for value in config] if isinstance(config, list) else config
+
+    if model.image.compute_dtype == model.text.compute_dtype == model.compute_dtype == "float32":
+        return model
+    copy = FLIP.from_config(plain(model.get_config()))
+    copy.build()
+    values = {path: variable.numpy() for path, variable in tensors.weights(model).items()}
+    tensors.assign(copy, values, "the model")
+    return copy
 
 
 def resized(model: FLIP, image_size) -> FLIP:
@@ -96,9 +175,7 @@ def resized(model: FLIP, image_size) -> FLIP:
     values = {path: variable.numpy() for path, variable in tensors.weights(model).items()}
     place = "image/position"
     if place in values:
-        values[place] = tensors.resample_positions(
-            values[place], model.image.grid, copy.image.grid
-        )
+        values[place] = tensors.resample_positions(values[place], model.image.grid, copy.image.grid)
     tensors.assign(copy, values, f"the model at {model.image.image_size} pixels")
     copy.step.assign(model.step)
     return copy

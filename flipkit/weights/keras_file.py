@@ -1,7 +1,10 @@
 """flipkit's own `.keras` files: architecture, weights, preprocessing and tokenizer in one."""
 
+import json
 import pathlib
+import zipfile
 
+from flipkit import plugins, registry
 from flipkit.errors import ConfigurationError
 from flipkit.model import FLIP, load_model
 
@@ -13,12 +16,32 @@ def recognises(path: pathlib.Path) -> bool:
 
 def read(path: pathlib.Path) -> FLIP:
     """The model in the file."""
-    model = load_model(path / "model.keras" if path.is_dir() else path)
-    if not isinstance(model, FLIP):
-        raise ConfigurationError(f"Expected a flipkit.FLIP in {path}. Received: {type(model)}")
-    return model
+    return _checked(load_model(_file(path)), path)
+
+
+def describe(path: pathlib.Path) -> FLIP:
+    """The model in the file as its config tells it: not built, without weights and vocabulary."""
+    if not zipfile.is_zipfile(_file(path)):
+        return read(path)  # which says what is wrong
+    plugins.listing()  # imports every component: Keras finds only classes that were registered
+    with zipfile.ZipFile(_file(path)) as archive:
+        told = json.loads(archive.read("config.json"))
+    for state in ("build_config", "compile_config"):
+        told.pop(state, None)
+    return _checked(registry.deserialize(told), path)
 
 
 def write(model: FLIP, path: pathlib.Path):
     """Saves the model as `path`, which ends in .keras."""
-    model.save(path)
+    with registry.without_tensorflow():
+        model.save(path)
+
+
+def _file(path):
+    return path / "model.keras" if path.is_dir() else path
+
+
+def _checked(model, path) -> FLIP:
+    if not isinstance(model, FLIP):
+        raise ConfigurationError(f"Expected a flipkit.FLIP in {path}. Received: {type(model)}")
+    return model

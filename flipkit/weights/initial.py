@@ -1,0 +1,89 @@
+"""Weights of one model as the first values of another, which is described already."""
+
+import pathlib
+import tempfile
+
+from flipkit import registry
+from flipkit.model import FLIP
+from flipkit.weights import tensors
+
+# Arguments that change no output of a model in use, or only name it.
+_FREE = {
+    "build_config",
+    "drop_path",
+    "dropout",
+    "dtype",
+    "frozen",
+    "image_size",
+    "impl",
+    "init_logit_bias",
+    "mask_ratio",
+    "masker",
+    "mlp_dim",  # None stands for a number; another shape is refused anyway
+    "name",
+    "remat",
+    "seed",
+    "temperature",
+    "text_mask_ratio",
+    "text_masker",
+    "trainable",
+}
+
+
+def take_weights(model, source: FLIP, name):
+    """Puts the weights of `source` into `model`, both built; learned positions fit its grid.
+
+    Args:
+        model: `flipkit.FLIP`, or a model that has only an image tower, which takes that alone.
+        name: what to call `source` in an error.
+
+    Raises:
+        ConfigurationError: lists the weights that are missing, unexpected or reshaped.
+    """
+    whole = isinstance(model, FLIP)
+    values = {
+        path: variable.numpy()
+        for path, variable in tensors.weights(source).items()
+        if whole or path.startswith("image/")
+    }
+    grids = [getattr(part.image, "grid", None) for part in (source, model)]
+    if "image/position" in values and None not in grids:
+        values["image/position"] = tensors.resample_positions(values["image/position"], *grids)
+    tensors.assign(model if whole else model.image, values, name)
+
+
+def take_tokenizer(model: FLIP, source: FLIP):
+    """Gives an untrained tokenizer of `model` what `source`'s of the same class has learned."""
+    if model.tokenizer is None or model.tokenizer.trained or not _same_kind(model, source):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source.tokenizer.save_assets(pathlib.Path(folder))
+        model.tokenizer.load_assets(pathlib.Path(folder))
+
+
+def _same_kind(model, source):
+    return type(model.tokenizer) is type(source.tokenizer) and source.tokenizer.trained
+
+
+def differing_settings(model, source: FLIP) -> list[str]:
+    """Settings that change what weights mean and are not alike: a line each.
+
+    Weights of the same shapes fit a model with another activation or other pooling; whoever loads
+    them should know.
+    """
+    there, here = (registry.serialize(part.get_config()) for part in (source, model))
+    shared = there.keys() & here.keys()
+    return list(_compare(*({name: told[name] for name in shared} for told in (there, here))))
+
+
+def _compare(there, here, path: str = ""):
+    if registry.is_serialized(there) and registry.is_serialized(here):
+        if there["class_name"] != here["class_name"]:
+            yield f"{path}: {there['class_name']} there, {here['class_name']} here"
+            return
+        there, here = there["config"], here["config"]
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted((there.keys() | here.keys()) - _FREE):
+            yield from _compare(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))
+    elif there != here:
+        yield f"{path}: {there!r} there, {here!r} here"
