@@ -1,9 +1,11 @@
 """A run's state on disk: weights, optimizer and position in one atomic step, by variable path."""
 
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from flipkit.errors import ConfigurationError
+from flipkit.paths import canonical
 
 
 class Checkpoints:
@@ -11,10 +13,18 @@ class Checkpoints:
 
     Written by Orbax, in the background, complete or not at all. The state is a pure tree of arrays
     under canonical names beside a JSON document, so that any layout of devices can read it.
+
+    Args:
+        read_only: whether the folder is another run's, in which nothing may change.
     """
 
-    def __init__(self, folder, keep=2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    def __init__(self, folder, keep=2, read_only=False):
+        if read_only:
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, save_interval_steps=0, max_to_keep=None, create=False
+            )
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         # Named here, or a process that has saved nothing yet could not ask for the state's shapes.
         handlers = {
             "state": ocp.StandardCheckpointHandler(),
@@ -67,6 +77,30 @@ class Checkpoints:
         state = self._manager.restore(step, args=args)["state"]
         for name, variable in targets.items():
             variable.assign(state[name])
+
+    def weights(self, model) -> dict[str, np.ndarray]:
+        """The newest checkpoint's values of a built model's variables: {canonical path: array}.
+
+        The averages, where the optimizer kept them; nothing else of the optimizer is read. What the
+        checkpoint has and the model lacks comes too.
+        """
+        step = self.latest()
+        saved = self._manager.item_metadata(step)["state"]
+        sources = {name.removeprefix("model."): name for name in saved if name.startswith("model.")}
+        for variable in model.variables:
+            average = f"optimizer.{variable.path.replace('/', '_')}_average"
+            if average in saved:
+                sources[canonical(variable.path).replace("/", ".")] = average
+        # The handler that saves restores everything or nothing.
+        read = {name: np.empty(saved[name].shape, saved[name].dtype) for name in sources.values()}
+        args = ocp.args.PyTreeRestore(
+            read,
+            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in read},
+            partial_restore=True,
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            state = reader.restore(self._manager.directory / str(step) / "state", args=args)
+        return {path.replace(".", "/"): state[name] for path, name in sources.items()}
 
     def close(self):
         """Waits until everything is written, and frees the threads that write."""

@@ -11,36 +11,10 @@ import pytest
 
 import flipkit
 from flipkit import losses
+from flipkit.paths import canonical
+from flipkit.weights.t5x import official_name
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "shared" / "golden" / "flip_official"
-
-
-def official_name(path):
-    """`flip/image/block_00/mlp/up/kernel` -> the name in the official code's parameters."""
-    first, *parts = path.removeprefix("flip/").split("/")
-    name = "/".join(parts).replace("gamma", "scale").replace("beta", "bias")
-    tower = {"image": "img", "text": "txt"}.get(first.split("_")[0])
-    if first.endswith("projection"):
-        return f"{tower}_mlp1/kernel"
-    if tower is None:
-        return first
-    for ours, theirs in {
-        "block_": "Transformer/encoderblock_",
-        "mlp/up": "MlpBlock_0/Dense_0",
-        "mlp/down": "MlpBlock_0/Dense_1",
-        "attention_norm": "LayerNorm_0",
-        "mlp_norm": "LayerNorm_1",
-        "attention/": "MultiHeadDotProductAttention_0/",
-        "class_token": "cls",
-        "patch_embed": "embedding",
-        "token_embedding": "token_embedding/embedding",
-    }.items():
-        name = name.replace(ours, theirs)
-    if name.startswith("norm/"):
-        name = name.replace("norm", "Transformer/encoder_norm")
-    if name == "position":
-        name = "posembed_encoder/pos_embedding"
-    return f"{tower}_encoder/{name}"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +32,7 @@ def official():
         preprocessing=flipkit.Preprocessing((0, 0, 0), (1 / 255,) * 3),  # pixels are normalised
     )
     model.build()
-    names = {v.path: official_name(v.path) for v in model.trainable_variables}
+    names = {v.path: official_name(canonical(v.path)) for v in model.trainable_variables}
     assert set(names.values()) == params.keys() - {"img_encoder/posembed_encoder/pos_embedding"}
     for variable in model.trainable_variables:
         variable.assign(params[names[variable.path]].reshape(variable.shape))

@@ -73,7 +73,8 @@ def differing_settings(model, source: FLIP) -> list[str]:
     """
     there, here = (registry.serialize(part.get_config()) for part in (source, model))
     shared = there.keys() & here.keys()
-    return list(_compare(*({name: told[name] for name in shared} for told in (there, here))))
+    there, here = ({name: told[name] for name in shared} for told in (there, here))
+    return list(_compare(there, here))
 
 
 def _compare(there, here, path: str = ""):
