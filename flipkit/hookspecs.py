@@ -112,5 +112,5 @@ def flipkit_losses() -> dict[str, Any]:
 
     An entry makes an object that fulfils the contract of `flipkit.ContrastiveLoss`.
 
-        return {"sigmoid": SigmoidLoss}
+        return {"hinge": HingeLoss}
     """

@@ -165,6 +165,7 @@ class Attention(keras.layers.Layer):
     Call arguments:
         x: (batch, length, dim).
         mask: bool (batch, length), False for tokens nobody may look at; None is all True.
+        queries: (batch, asking, dim), who looks at `x` and comes back changed; None is `x` itself.
     """
 
     def __init__(self, dim, heads, causal=False, impl="auto", **kwargs):
@@ -195,17 +196,22 @@ class Attention(keras.layers.Layer):
             if not layer.built:
                 layer.build((None, self.dim))
 
-    def call(self, x, mask=None):
-        length = x.shape[1]
+    def call(self, x, mask=None, queries=None):
+        queries = x if queries is None else queries
+        asking, length = queries.shape[1], x.shape[1]
         query, key, value = (
             ops.reshape(
-                layer(ops.reshape(x, (-1, self.dim))), (-1, length, self.heads, self.head_dim)
+                layer(ops.reshape(tokens, (-1, self.dim))), (-1, count, self.heads, self.head_dim)
             )
-            for layer in (self.query, self.key, self.value)
+            for layer, tokens, count in (
+                (self.query, queries, asking),
+                (self.key, x, length),
+                (self.value, x, length),
+            )
         )
         attend = self._fused if self._implementation() == "fused" else self._einsum
         x = attend(query, key, value, self._allowed(mask, length))
-        return _dense(self.out, ops.reshape(x, (-1, length, self.dim)))
+        return _dense(self.out, ops.reshape(x, (-1, asking, self.dim)))
 
     @property
     def head_dim(self):
@@ -280,10 +286,65 @@ class MLP(keras.layers.Layer):
 
 
 @register
+class AttentionPool(keras.layers.Layer):
+    """Pools tokens by attention, (batch, length, dim) -> (batch, dim): SigLIP's head "map".
+
+    A learned probe looks at all tokens; then y + mlp(norm(y)) (arXiv 2106.04560, section 2.2).
+
+    Args:
+        dim, heads, impl: as in `Attention`.
+        mlp_dim: hidden units; None is 4 * dim.
+        activation: see `flipkit.layers.activation`.
+        norm_epsilon: of the LayerNorm.
+    """
+
+    def __init__(
+        self,
+        dim,
+        heads,
+        *,
+        mlp_dim=None,
+        activation="gelu_tanh",
+        norm_epsilon=1e-6,
+        impl="auto",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.dim, self.heads, self.mlp_dim, self.impl = dim, heads, mlp_dim, impl
+        self.activation, self.norm_epsilon = activation, norm_epsilon
+        policy = self.dtype_policy
+        self.attention = Attention(dim, heads, impl=impl, dtype=policy, name="attention")
+        self.norm = layer_norm("norm", policy, norm_epsilon)
+        self.mlp = MLP(dim, mlp_dim or 4 * dim, activation, dtype=policy, name="mlp")
+
+    def build(self, input_shape):
+        shape, initializer = (
+            (1, 1, self.dim),
+            "glorot_uniform",
+        )  # as big_vision's and Hugging Face's
+        self.probe = self.add_weight(shape=shape, initializer=initializer, name="probe")
+        for layer in (self.attention, self.norm, self.mlp):
+            if not layer.built:
+                layer.build((None, None, self.dim))
+
+    def call(self, x):
+        probe = ops.broadcast_to(ops.cast(self.probe, x.dtype), (ops.shape(x)[0], 1, self.dim))
+        x = self.attention(x, queries=probe)
+        return (x + self.mlp(self.norm(x)))[:, 0]
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.dim)
+
+    def get_config(self):
+        names = ("dim", "heads", "mlp_dim", "activation", "norm_epsilon", "impl")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@register
 class TransformerBlock(keras.layers.Layer):
     """Pre-norm transformer block, (batch, length, dim) -> (batch, length, dim).
 
-    x + attention(norm(x)), then x + mlp(norm(x)); LayerNorm's epsilon is 1e-6, as in FLIP.
+    x + attention(norm(x)), then x + mlp(norm(x)).
 
     Args:
         dim, heads, causal, impl: as in `Attention`.
@@ -291,6 +352,7 @@ class TransformerBlock(keras.layers.Layer):
         activation: see `flipkit.layers.activation`.
         dropout: rate on both branches' outputs.
         drop_path: rate at which a row skips a branch (stochastic depth).
+        norm_epsilon: of the LayerNorms: 1e-6 in FLIP, 1e-5 in CLIP.
     """
 
     def __init__(
@@ -303,18 +365,20 @@ class TransformerBlock(keras.layers.Layer):
         activation="gelu_tanh",
         dropout=0.0,
         drop_path=0.0,
+        norm_epsilon=1e-6,
         impl="auto",
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.dim, self.heads, self.mlp_dim, self.causal = dim, heads, mlp_dim, causal
+        self.norm_epsilon = norm_epsilon
         self.activation, self.impl = activation, impl
         self.dropout, self.drop_path = dropout, drop_path
         self.supports_masking = True
         policy = self.dtype_policy
-        self.attention_norm = layer_norm("attention_norm", policy)
+        self.attention_norm = layer_norm("attention_norm", policy, norm_epsilon)
         self.attention = Attention(dim, heads, causal, impl, dtype=policy, name="attention")
-        self.mlp_norm = layer_norm("mlp_norm", policy)
+        self.mlp_norm = layer_norm("mlp_norm", policy, norm_epsilon)
         self.mlp = MLP(dim, mlp_dim or 4 * dim, activation, dtype=policy, name="mlp")
         # The rates are kept in the layers; a rate of 0 makes no layer and no state.
         self.attention_drops = self._drops("attention")
@@ -354,10 +418,11 @@ class TransformerBlock(keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        names = ("dim", "heads", "mlp_dim", "causal", "activation", "dropout", "drop_path", "impl")
+        names = ("dim", "heads", "mlp_dim", "causal", "activation", "dropout", "drop_path")
+        names += ("norm_epsilon", "impl")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-def layer_norm(name, dtype):
-    """Keras's LayerNormalization with FLIP's epsilon."""
-    return keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name=name)
+def layer_norm(name, dtype, epsilon=1e-6):
+    """Keras's LayerNormalization with FLIP's epsilon; Keras's own is 1e-3."""
+    return keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)

@@ -11,7 +11,19 @@ class Loss(Configurable):
 
     `image` and `text` are unit vectors (batch, dim), row i of one belonging to row i of the other;
     `scale` is the learned inverse temperature.
+
+    Attributes:
+        needs: what else the loss asks for, given by these names: `("logit_bias",)`, an attribute of the
+            model, calls `loss(image, text, scale, logit_bias=...)`; "inputs" is the batch.
+        variables: what it reads and nobody learns, such as a teacher's weights; compiled programs take
+            them as inputs.
     """
+
+    needs: tuple[str, ...] = ()
+    variables: list = []
+
+    def prepare(self, model):
+        """Told the model when that is compiled; the place to refuse it, and to load things."""
 
     def __call__(self, image, text, scale):
         raise NotImplementedError(f"{type(self).__name__} defines no __call__(image, text, scale)")
@@ -48,6 +60,24 @@ class ContrastiveLoss(Loss):
         to_text = ops.logsumexp(logits, axis=1) - matched
         to_image = ops.logsumexp(logits, axis=0) - matched
         return ops.mean(to_text + to_image) / 2
+
+
+@register
+class SigmoidLoss(Loss):
+    """SigLIP's loss (Zhai et al., arXiv 2303.15343): each pair by itself, right or wrong.
+
+    The sum over all pairs of -log sigmoid(+-logit), divided by the batch, not by its square. The model
+    learns a bias; SigLIP begins with `FLIP(temperature=0.1, init_logit_bias=-10)`: a scale of log 10 before
+    the exp, and nearly all of the many wrong pairs right from the start (section 3.2).
+    """
+
+    needs = ("logit_bias",)
+
+    def __call__(self, image, text, scale, logit_bias):
+        logits = similarity(image, text, scale) + ops.cast(logit_bias, "float32")
+        signs = 2 * ops.eye(logits.shape[0]) - 1  # 1 for right pairs, -1 for wrong ones
+        # -log sigmoid(x) = softplus(-x), which neither overflows nor cancels.
+        return ops.sum(ops.softplus(-signs * logits)) / logits.shape[0]
 
 
 def get(identifier) -> Loss:

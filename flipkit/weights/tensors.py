@@ -160,7 +160,7 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
     """Writes `tensors` to `path`, all of it or nothing: a part file, fsync, rename."""
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.part")
-    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    whole = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     try:
         part.write_bytes(safetensors.numpy.save(whole, dict(metadata)))
         flush(part)
@@ -190,8 +190,12 @@ def weights(model) -> dict:
 
 def differences(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]):
     """What keeps tensors of shapes `found` from being those of shapes `expected`, a line each."""
-    problems = [f"missing: {name} {tuple(expected[name])}" for name in expected if name not in found]
-    problems += [f"unexpected: {name} {tuple(found[name])}" for name in found if name not in expected]
+    problems = [
+        f"missing: {name} {tuple(expected[name])}" for name in expected if name not in found
+    ]
+    problems += [
+        f"unexpected: {name} {tuple(found[name])}" for name in found if name not in expected
+    ]
     problems += [
         f"reshaped: {name} is {tuple(found[name])}, expected {tuple(shape)}"
         for name, shape in expected.items()

@@ -1,0 +1,103 @@
+"""Configs of others, read key by key: what nobody asks for is refused by name."""
+
+import json
+import pathlib
+from typing import Any
+
+from flipkit.errors import ConfigurationError
+from flipkit.preprocessing import STATISTICS, Preprocessing
+from flipkit.weights.tensors import refuse
+
+INTERPOLATIONS = ("bilinear", "bicubic")  # which every format has a word for
+
+
+class Config:
+    """A section of a foreign config.
+
+    Every key has to be taken, required or ignored before `close`: one that flipkit doesn't know might
+    change the numbers.
+    """
+
+    def __init__(self, values, source: str, name: str = ""):
+        if not isinstance(values, dict):
+            raise ConfigurationError(
+                f"Expected a table of settings in {source}{name and f': {name}'}."
+            )
+        self.source, self.name = source, name
+        self._left, self._problems = dict(values), []
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value of `key`; `default` where there is none or a null."""
+        value = self._left.pop(key, None)
+        return default if value is None else value
+
+    def require(self, key: str, *allowed) -> Any:
+        """As `take` with the first of `allowed` as default; another value is a problem."""
+        value = self.take(key, allowed[0])
+        if value not in allowed:
+            known = " or ".join(repr(a) for a in allowed)
+            self._problems.append(f"{self.name}{key}={value!r}; flipkit knows {known}")
+        return value
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A positive integer."""
+        value = self.take(key, default)
+        if type(value) is not int or value < 1:
+            self._problems.append(f"{self.name}{key}={value!r}; expected an integer above 0")
+            self.close()
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A number."""
+        value = self.take(key, default)
+        if type(value) not in (int, float):
+            self._problems.append(f"{self.name}{key}={value!r}; expected a number")
+            self.close()
+        return value
+
+    def choice(self, key: str, default: str, known: dict[str, Any]) -> Any:
+        """What `known` has under the value of `key`."""
+        value = self.require(key, default, *(k for k in known if k != default))
+        return known.get(value) if isinstance(value, str) else None
+
+    def ignore(self, *keys: str):
+        """Passes over keys that change no number of the model."""
+        for key in keys:
+            self._left.pop(key, None)
+
+    def rest(self) -> dict:
+        """All that is left."""
+        left, self._left = self._left, {}
+        return left
+
+    def section(self, key: str, default=None) -> "Config":
+        """The table under `key`."""
+        return Config(self.take(key, default), self.source, f"{self.name}{key}.")
+
+    def close(self):
+        """Raises ConfigurationError for every key left and every value that flipkit doesn't know."""
+        unknown = [f"{self.name}{key}={value!r}: unknown" for key, value in self._left.items()]
+        refuse(self._problems + unknown, f"{self.source} says what flipkit has no word for")
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """The table in a JSON file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"Can't read {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"Expected a table of settings in {path}.")
+    return found
+
+
+def write_json(values: dict, path: pathlib.Path):
+    """Writes a table as JSON."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def preprocessing(mean, std, interpolation: str, resize_mode: str) -> Preprocessing:
+    """A Preprocessing of a foreign config's values; known statistics go by their name."""
+    names = [name for name, known in STATISTICS.items() if known == (tuple(mean), tuple(std))]
+    statistics: Any = (names[0], None) if names else (list(mean), list(std))
+    return Preprocessing(*statistics, interpolation=interpolation, resize_mode=resize_mode)

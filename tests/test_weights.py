@@ -1,0 +1,398 @@
+"""Weights in files: what is read is checked first, what is written is all there or not at all."""
+
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from absl import flags
+
+import flipkit
+from flipkit import convert, weights
+from flipkit.errors import ConfigurationError, UnknownName
+from flipkit.weights import tensors
+
+SMALL = {"dim": 16, "depth": 1, "heads": 2}
+CLIP = {
+    "positions": "learned",
+    "class_position": True,
+    "patch_bias": False,
+    "pre_norm": True,
+    "pool": "class",
+    "activation": "gelu",
+}
+FLIP_GAP = {"pool": "mean_patches"}
+
+
+def model(image=(), text=(), **options):
+    """A small FLIP, every weight of it drawn anew: biases and norms matter too."""
+    made = flipkit.FLIP(
+        flipkit.ViT(16, 4, **{**SMALL, **dict(image)}),
+        flipkit.TextTransformer(32, 6, **{**SMALL, **dict(text)}),
+        **{"dim": 8, "preprocessing": "clip", **options},
+    )
+    made.build()
+    rng = np.random.default_rng(0)
+    for path, variable in tensors.weights(made).items():
+        if path != "logit_scale":
+            variable.assign(rng.normal(size=variable.shape) * 0.4)
+    return made
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return model(CLIP, {"causal": True, "pool": "eos", "activation": "gelu"})
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A safetensors file of two tensors."""
+    path = tmp_path / "two.safetensors"
+    held = {"a": np.arange(6, dtype="float32").reshape(2, 3), "b": np.array(5, "int64")}
+    tensors.write_safetensors(held, {"format": "pt"}, path)
+    return path
+
+
+# Safetensors ----------------------------------------------------------------------------------
+
+
+def test_tensors_come_back_as_they_were(stored):
+    found = tensors.read_safetensors(stored)
+    assert {name: (str(t.dtype), t.shape) for name, t in found.items()} == {
+        "a": ("float32", (2, 3)),
+        "b": ("int64", ()),
+    }
+    np.testing.assert_array_equal(found["a"], np.arange(6).reshape(2, 3))
+    assert found["b"] == 5
+    assert [path.name for path in stored.parent.iterdir()] == [stored.name]
+
+
+def test_bfloat16_is_read(tmp_path):
+    path = tmp_path / "half.safetensors"
+    values = np.array([1.5, -2.0], tensors.DTYPES["BF16"])
+    header = {"x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}
+    write_raw(path, header, values.tobytes())
+    np.testing.assert_array_equal(tensors.read_safetensors(path)["x"].astype("float32"), [1.5, -2])
+
+
+def write_raw(path, header, data):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def entry(first=0, last=8, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [first, last]}
+
+
+@pytest.mark.parametrize(
+    ("header", "size", "told"),
+    [
+        ({"a": entry()}, 7, "a: ends at byte 8, the data have 7"),
+        ({"a": entry()}, 9, "1 bytes belong to no tensor"),
+        ({"a": entry(), "b": entry(4, 12)}, 12, "b: begins at byte 4"),
+        ({"a": entry(), "b": entry(12, 20)}, 20, "b: begins at byte 12"),
+        ({"a": entry(shape=(3,))}, 8, "needs 12 bytes, the header gives it 8"),
+        ({"a": entry(shape=(-2,))}, 8, "are no sizes"),
+        ({"a": entry(shape=(2**62, 4))}, 8, "needs"),
+        ({"a": entry(8, 0)}, 8, "the header gives it -8"),
+        ({"a": entry(dtype="F128")}, 8, "dtype 'F128' is not one of"),
+        ({"a": entry(dtype=["F32"])}, 8, "dtype"),
+        ({"a": {"dtype": "F32"}}, 8, "expected dtype, shape and data_offsets"),
+        (b"[1]", 0, "no table of tensors"),
+        (b'{"a": ', 0, "can't be read"),
+        (b"\xff\xfe", 0, "can't be read"),
+        (b'{"a": 1, "a": 2}', 0, "a name comes twice"),
+    ],
+)
+def test_a_header_that_lies_is_refused(header, size, told, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    write_raw(path, header, bytes(size))
+    with pytest.raises(ConfigurationError, match=told.replace("(", r"\(")):
+        tensors.read_safetensors(path)
+
+
+def test_a_file_cut_short_anywhere_is_refused(stored):
+    whole = stored.read_bytes()
+    for length in range(len(whole)):
+        stored.write_bytes(whole[:length])
+        with pytest.raises(ConfigurationError):
+            tensors.read_safetensors(stored)
+
+
+def test_every_problem_is_listed_up_to_twenty(tmp_path):
+    path = tmp_path / "bad.safetensors"
+    write_raw(path, {f"t{i}": entry(dtype="X") for i in range(25)}, b"")
+    with pytest.raises(ConfigurationError) as problem:
+        tensors.read_safetensors(path)
+    lines = str(problem.value).split("\n")
+    assert len(lines) == 22
+    assert lines[-1].strip() == "and 5 more"
+
+
+class Trap:
+    """Unpickling it would be noticed."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.BIN", "model.safetensors", "model"])
+def test_pickles_are_refused_whatever_they_are_called(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps({"weight": Trap()}))
+    with pytest.raises(ConfigurationError, match=r"pickle.*safetensors\.torch\.save_file"):
+        flipkit.load_pretrained(path)
+    with pytest.raises(ConfigurationError, match="pickle"):
+        tensors.read_safetensors(path)
+
+
+def test_what_torch_save_writes_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Trap()))
+    with pytest.raises(ConfigurationError, match="pickle"):
+        tensors.read_safetensors(path)
+
+
+@pytest.mark.parametrize("config", ["open_clip_config.json", "config.json", "README.md"])
+def test_a_folder_that_holds_a_pickle_alone_says_so(config, tmp_path):
+    told = {"model_type": "clip", "model_cfg": {}}
+    (tmp_path / config).write_text(json.dumps(told))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
+    with pytest.raises(ConfigurationError, match=r"pytorch_model\.bin, a pickle"):
+        flipkit.load_pretrained(tmp_path)
+
+
+# Into a model -----------------------------------------------------------------------------------
+
+
+def test_assign_lists_all_that_does_not_fit_and_assigns_nothing(clip):
+    before = {path: np.array(v) for path, v in tensors.weights(clip).items()}
+    values = {path: value + 1 for path, value in before.items()}
+    del values["image/norm/gamma"]
+    values["image/norm/gama"] = np.zeros(16)
+    values["text/position"] = np.zeros((7, 16))
+    with pytest.raises(ConfigurationError) as problem:
+        tensors.assign(clip, values, "a file")
+    assert "missing: image/norm/gamma (16,)" in str(problem.value)
+    assert "unexpected: image/norm/gama (16,)" in str(problem.value)
+    assert "reshaped: text/position is (7, 16), expected (6, 16)" in str(problem.value)
+    for path, variable in tensors.weights(clip).items():
+        np.testing.assert_array_equal(variable, before[path])
+
+
+def test_resampled_positions_keep_constants_and_the_first_row():
+    table = np.concatenate([np.full((1, 2), 9.0), np.tile([[1.0, -2.0]], (16, 1))])
+    found = tensors.resample_positions(table, (4, 4), (7, 3))
+    assert found.shape == (22, 2)
+    np.testing.assert_array_equal(found[0], [9, 9])
+    np.testing.assert_allclose(found[1:], np.tile([[1.0, -2.0]], (21, 1)), atol=1e-6)
+    assert tensors.resample_positions(table, (4, 4), (4, 4)) is not None
+
+
+def test_resampled_positions_keep_a_slope():
+    row, column = np.divmod(np.arange(64), 8)
+    table = np.stack([(row + 0.5) / 8, (column + 0.5) / 8], axis=1)
+    found = tensors.resample_positions(table, (8, 8), (16, 16)).reshape(16, 16, 2)
+    expected = (np.arange(16) + 0.5) / 16
+    np.testing.assert_allclose(found[3:-3, 8, 0], expected[3:-3], atol=1e-3)
+    np.testing.assert_allclose(found[8, 3:-3, 1], expected[3:-3], atol=1e-3)
+
+
+# Formats ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["keras", "open_clip", "huggingface"])
+def test_a_clip_goes_out_and_comes_back_bit_equal(clip, format, tmp_path):
+    path = tmp_path / ("clip.keras" if format == "keras" else "clip")
+    flipkit.save_as(clip, format, path, verify=True)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    back = flipkit.load_pretrained(path)
+    for name, variable in tensors.weights(clip).items():
+        np.testing.assert_array_equal(tensors.weights(back)[name], variable, err_msg=name)
+    assert weights.difference(clip, back) == 0
+
+
+def test_a_siglip_goes_out_and_comes_back_bit_equal(tmp_path):
+    siglip = model(
+        {"positions": "learned", "class_token": False, "pool": "map"},
+        {"pool": "last"},
+        dim=16,
+        image_head=None,
+        text_head="affine",
+        max_logit_scale=None,
+        init_logit_bias=-10.0,
+    )
+    flipkit.save_as(siglip, "huggingface", tmp_path / "siglip", verify=True)
+    back = flipkit.load_pretrained(tmp_path / "siglip")
+    for name, variable in tensors.weights(siglip).items():
+        np.testing.assert_array_equal(tensors.weights(back)[name], variable, err_msg=name)
+
+
+@pytest.mark.parametrize("changes", [{}, {"positions": "learned"}, {"patch_bias": False}])
+def test_flip_pooled_over_patches_is_said_in_open_clip(changes, tmp_path):
+    """Sine-cosine positions and the patch embedding's bias become one table of positions."""
+    flip = model({**FLIP_GAP, **changes}, {"mlp_dim": 41})
+    flipkit.save_as(flip, "open_clip", tmp_path / "flip", verify=True)
+    back = flipkit.load_pretrained(tmp_path / "flip")
+    assert weights.difference(flip, back) < 2e-6
+    assert back.mask_ratio == flip.mask_ratio
+    assert back.text.mlp_dim == 41
+    kept = "sincos" if changes == {"patch_bias": False} else "learned"
+    assert (back.image.positions, back.image.class_position) == (kept, False)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "told"),
+    [
+        ({}, {}, 'image.pool="mean": its avg pool leaves the class token out'),
+        ({"pool": "mean", "class_token": False}, {}, "image.class_token=False"),
+        ({**FLIP_GAP, "activation": "relu2"}, {}, "image.activation='relu2'"),
+        ({**FLIP_GAP, "activation": "quick_gelu"}, {}, "quick_gelu is for both towers or none"),
+        (FLIP_GAP, {"image_head": "affine"}, "image_head='affine'"),
+        (FLIP_GAP, {"preprocessing": flipkit.Preprocessing(interpolation="lanczos")}, "lanczos"),
+    ],
+)
+def test_open_clip_names_what_it_can_not_say(image, options, told, tmp_path):
+    with pytest.raises(ConfigurationError) as problem:
+        flipkit.save_as(model(image, **options), "open_clip", tmp_path / "out")
+    assert told in str(problem.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scale_beyond_its_clip_is_written_as_it_counts(clip, tmp_path):
+    loud = model(CLIP, {"causal": True, "pool": "eos", "activation": "gelu"})
+    loud.logit_scale.assign(6.0)
+    flipkit.save_as(loud, "open_clip", tmp_path / "loud", verify=True)
+    back = flipkit.load_pretrained(tmp_path / "loud")
+    assert float(back.scale) == float(loud.scale) == pytest.approx(100)
+
+
+def test_half_precision_is_compared_in_float32(tmp_path):
+    half = model(
+        {**CLIP, "dtype": "mixed_bfloat16"},
+        {"causal": True, "pool": "eos", "activation": "gelu", "dtype": "mixed_bfloat16"},
+        dtype="mixed_bfloat16",
+    )
+    flipkit.save_as(half, "open_clip", tmp_path / "half", verify=True)
+    assert weights.difference(half, flipkit.load_pretrained(tmp_path / "half")) == 0
+
+
+def test_nothing_is_written_over(clip, tmp_path):
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(ConfigurationError, match="exists"):
+        flipkit.save_as(clip, "open_clip", tmp_path / "there")
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+def test_what_reads_back_otherwise_is_not_kept(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "TOLERANCE", -1.0)
+    with pytest.raises(ConfigurationError, match="other embeddings"):
+        flipkit.save_as(clip, "open_clip", tmp_path / "out", verify=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_names_are_answered_with_the_nearest(clip, tmp_path):
+    with pytest.raises(UnknownName, match="open_clip"):
+        flipkit.save_as(clip, "openclip", tmp_path / "out")
+    (tmp_path / "clip.keras").write_bytes(b"")
+    with pytest.raises(UnknownName, match=r"clip\.keras"):
+        flipkit.load_pretrained(tmp_path / "clip.kera")
+    (tmp_path / "notes.txt").write_text("no weights")
+    with pytest.raises(ConfigurationError, match="one of the formats keras"):
+        flipkit.load_pretrained(tmp_path / "notes.txt")
+
+
+def test_tensors_alone_do_not_tell_their_model(stored):
+    with pytest.raises(ConfigurationError, match="the folder that holds its config"):
+        flipkit.load_pretrained(stored)
+
+
+# The command line -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs `python -m flipkit.convert` in this process: (exit code, printed, complained)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        for name in ("format", "verify", "image_size"):
+            flags.FLAGS[name].unparse()
+        flags.FLAGS.set_gnu_getopt(True)
+        code = convert.main(flags.FLAGS(["convert", *arguments]))
+        return code, *capsys.readouterr()
+
+    yield call
+    flags.FLAGS.unparse_flags()
+
+
+def test_the_command_converts_and_verifies(clip, tmp_path, command):
+    flipkit.save_as(clip, "open_clip", tmp_path / "clip")
+    code, printed, complained = command("clip", "clip.keras", "--verify")
+    assert (code, complained) == (0, "")
+    assert "the same embeddings" in printed
+    assert weights.difference(clip, flipkit.load_pretrained(tmp_path / "clip.keras")) == 0
+    assert command("clip", "big.keras", "--image_size=24")[0] == 0
+    assert flipkit.load_pretrained(tmp_path / "big.keras").image.grid == (6, 6)
+
+
+def spoil(folder, how):
+    """Damages the tensors in a folder."""
+    file = folder / "open_clip_model.safetensors"
+    held = {name: np.array(value) for name, value in tensors.read_safetensors(file).items()}
+    if how == "truncated":
+        file.write_bytes(file.read_bytes()[:-5])
+    elif how == "pickle":
+        file.write_bytes(pickle.dumps(Trap()))
+    else:
+        if how == "missing":
+            del held["visual.proj"], held["ln_final.bias"]
+        elif how == "extra":
+            held["visual.trunk"] = np.zeros(3)
+        elif how == "reshaped":
+            held["visual.proj"] = held["visual.proj"].T
+        tensors.write_safetensors(held, {}, file)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("truncated", ["visual.transformer.resblocks.0.mlp.c_proj.weight", "cut short"]),
+        ("pickle", ["a pickle", "safetensors.torch.save_file"]),
+        ("missing", ["missing: visual.proj (16, 8)", "missing: ln_final.bias (16,)"]),
+        ("extra", ["unexpected: visual.trunk (3,)"]),
+        ("reshaped", ["reshaped: visual.proj is (8, 16), expected (16, 8)"]),
+    ],
+)
+def test_the_command_refuses_what_is_spoilt_and_writes_nothing(how, told, clip, tmp_path, command):
+    flipkit.save_as(clip, "open_clip", tmp_path / "clip")
+    spoil(tmp_path / "clip", how)
+    code, printed, complained = command("clip", "out", "--format", "huggingface")
+    assert (code, printed) == (2, "")
+    assert complained.startswith("flipkit: ")
+    for part in told:
+        assert part in complained
+    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["clip"], "Expected a source and a target"),
+        (["clip", "out"], "Set --format to one of: keras"),
+        (["clip", "out", "--format=openclip"], "Did you mean 'open_clip'"),
+        (["clap", "out.keras"], "No such file or folder: clap"),
+        (["clip", "clip", "--format=open_clip"], "which exists"),
+        (["notes", "out.keras"], "one of the formats keras"),
+    ],
+)
+def test_the_command_answers_a_mistake_with_one_message(arguments, told, clip, tmp_path, command):
+    flipkit.save_as(clip, "open_clip", tmp_path / "clip")
+    (tmp_path / "notes").write_text("no weights")
+    code, _, complained = command(*arguments)
+    assert code == 2
+    assert complained.startswith("flipkit: ")
+    assert told in complained
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip", "notes"]
