@@ -349,15 +349,24 @@ class _Manager(pluggy.PluginManager):
 
     def resolve(self, offer):
         """What `offer` stands for; if a plugin can't import it, the error tells whose it is."""
+        return self.attribute(offer, offer.load, f"importing {offer.target!r} for {offer.name!r}")
+
+    def make(self, offer):
+        """An object of what `offer` stands for, made without arguments; errors likewise."""
+        return self.attribute(
+            offer, self.resolve(offer), f"making {offer.name!r} without arguments"
+        )
+
+    def attribute(self, offer, function, doing):
+        """`function()`; what a plugin's raises becomes an error that tells whose it is."""
         try:
-            return offer.load()
+            return function()
         except Exception as error:
-            source = offer.source
-            reason = f"importing {offer.target!r} for {offer.name!r} raised {_told(error)}"
-            more = {"missing": False, "error": error}
-            problem = self.fault(source, offer.hook, reason, _mend(source), **more)
-            if source is BUILT_IN:
+            if offer.source is BUILT_IN:
                 raise
+            reason = f"{doing} raised {_told(error)}"
+            more = {"missing": False, "error": error}
+            problem = self.fault(offer.source, offer.hook, reason, _mend(offer.source), **more)
             raise PluginError(str(problem)) from error
 
     def describe(self, offer) -> Component:
@@ -406,6 +415,16 @@ def component(kind: str, name: str) -> object:
     """
     manager = _loaded()
     return manager.resolve(manager.find(kind, name))
+
+
+def make(kind: str, name: str) -> object:
+    """An object of what `name` means among the `kind`, made without arguments.
+
+    Raises:
+        PluginError: its plugin can't import or make it. Otherwise as `component`.
+    """
+    manager = _loaded()
+    return manager.make(manager.find(kind, name))
 
 
 def names(kind: str) -> list[str]:

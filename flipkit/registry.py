@@ -98,7 +98,7 @@ def get(kind: str, identifier, base: type | tuple[type, ...] = object) -> Any:
     if identifier is None:
         return None
     if isinstance(identifier, str):
-        identifier = plugins.component(kind, identifier)
+        identifier = plugins.make(kind, identifier)
     elif is_serialized(identifier):
         identifier = deserialize(identifier)
     if inspect.isroutine(identifier) or isinstance(identifier, (type, functools.partial)):
