@@ -122,7 +122,8 @@ def scaled(run, scale: str):
         run: `flipkit.Run`.
         scale: "full" is the run itself. "tiny" is one of the same structure that a CPU trains in seconds:
             every phase has two steps of eight pairs; in the model, whatever is called `dim`, `depth` and
-            so on is what TINY says; data and evaluations are captioned shapes, texts become bytes.
+            so on is what TINY says; data and evaluations are captioned shapes, texts become bytes; it
+            begins with weights of its own.
 
     Returns:
         A `flipkit.Run`.
@@ -140,6 +141,7 @@ def scaled(run, scale: str):
         # Of the shapes the tests have labels; bytes need no file.
         **({"model.classes": 512} if labelled else {"model.tokenizer": "bytes"}),
         "data": datasets.CaptionedShapes("test" if labelled else "train", 64, image_size=32),
+        "init": None,
         "feed.threads": 1,
         "feed.workers": 0,
         "log_every": 1,

@@ -1,7 +1,6 @@
 """Recipes: finding them, setting their dials, changing their runs by path; the shipped ones."""
 
 import json
-import math
 
 import pytest
 
@@ -415,17 +414,12 @@ def test_values_out_of_range_are_refused_naming_them(run, path, value):
 # The shipped recipes
 
 
-@pytest.fixture(scope="module")
-def paper():
-    """The runs of the recipes that state the paper's numbers."""
-    return {name: recipe.load(name)() for name in ("flip_vitl", "flip_vitb", "clip_vitb")}
-
-
 @pytest.mark.parametrize("name", recipe.names())
 def test_shipped_recipe_builds_and_can_be_written_down(name):
     run = recipe.load(name)()
-    assert weights(shape_only(run.model.image)) > 0
-    assert weights(shape_only(run.model.text)) > 0
+    model = shape_only(run.model)
+    assert weights(model) > 0
+    assert all(variable._value is None for variable in model.variables)  # nothing is allocated
     assert run.steps > 0
     for phase in run.phases:
         phase.schedule.bind(phase.batch_size, phase.samples)
@@ -433,56 +427,3 @@ def test_shipped_recipe_builds_and_can_be_written_down(name):
     assert again.get_config() == run.get_config()
     assert recipe.summary(recipe.load(name)).endswith((".", ")."))
     assert f"python -m flipkit.run {name}" in recipe.load(name).__globals__["__doc__"]
-
-
-@pytest.mark.parametrize(
-    ("name", "image", "text"),  # millions, as Table 9 rounds them
-    [("flip_vitl", 303, 109), ("flip_vitb", 86, 53), ("clip_vitb", 86, 53)],
-)
-def test_towers_have_the_papers_parameters(paper, name, image, text):
-    model = paper[name].model
-    counts = [weights(shape_only(tower)) for tower in (model.image, model.text)]
-    assert [round(count / 1e6) for count in counts] == [image, text]
-    if name == "flip_vitl":
-        positions = 197 * 1024  # fixed, and yet a parameter of the official code
-        assert (counts[0] + positions) / 1e6 == pytest.approx(303.3, abs=0.05)
-        assert counts[1] / 1e6 == pytest.approx(108.5, abs=0.05)
-
-
-def test_flip_keeps_half_of_the_patches_and_clip_all(paper):
-    assert paper["flip_vitl"].model.kept_patches == 98
-    assert math.prod(paper["flip_vitl"].model.image.grid) == 196
-    assert paper["flip_vitb"].model.kept_patches == 98
-    assert paper["clip_vitb"].model.kept_patches == 196
-
-
-def test_schedule_is_the_papers(paper):
-    [phase] = paper["flip_vitl"].phases
-    assert phase.schedule.peak == pytest.approx(1.024e-3)  # 4e-6 * 65,536 / 256
-    assert phase.schedule.warmup == 51_200_000
-    assert phase.steps == 195_312
-    optimizer = paper["flip_vitl"].optimizer
-    assert (optimizer.beta_1, optimizer.beta_2, optimizer.decay) == (0.9, 0.95, 0.2)
-
-
-def test_vitl_scaled_down_stays_a_run_whose_rate_ends_at_zero():
-    run = recipe.make(
-        recipe.load("flip_vitl"),
-        {"batch_size": "8", "pairs": "16", "data": "captioned_shapes", "image_size": "32"},
-    )
-    [phase] = run.phases
-    assert phase.steps == 2
-    schedule = phase.schedule.bind(phase.batch_size, phase.samples)
-    assert float(schedule(2)) == 0
-    assert schedule.peak == pytest.approx(4e-6 * 8 / 256)
-    assert schedule.warmup <= 2
-
-
-def test_clip_differs_from_flip_in_the_mask_and_the_batch_alone(paper):
-    flip, clip = (paper[name].get_config() for name in ("flip_vitb", "clip_vitb"))
-    assert clip["model"]["config"].pop("mask_ratio") == 0
-    assert flip["model"]["config"].pop("mask_ratio") == 0.5
-    flip, clip = (
-        {k: v for k, v in run.items() if k not in ("phases", "log_every")} for run in (flip, clip)
-    )
-    assert flip == clip

@@ -1,0 +1,149 @@
+"""`python -m flipkit.plan RECIPE [name=value ...]`: what a run will cost, without starting it.
+
+RECIPE and name=value are those of `python -m flipkit.run`. Prints parameters, tokens and FLOPs per
+pair, what masking saves, and each phase's steps and learning rate, all told from the model's shapes:
+no weights are made, no accelerator is touched and no data is needed.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flipkit import recipe
+from flipkit.errors import ConfigurationError, FlipkitError
+from flipkit.settings import split_settings
+
+_JSON = flags.DEFINE_string("json", None, "File to write the numbers to.")
+
+
+def main(arguments):
+    """Runs the command line; returns the exit code."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        if len(arguments) < 2:
+            raise ConfigurationError(
+                "Expected a recipe: python -m flipkit.plan RECIPE [name=value ...]. "
+                f"Known: {', '.join(recipe.names())}."
+            )
+        name, *settings = arguments[1:]
+        run = recipe.make(recipe.load(name), split_settings(settings))
+        from flipkit import planning  # imports Keras, which a mistake above need not wait for
+
+        plan = planning.plan(run)
+        console.print(model_table(plan, name))
+        console.print(masking_table(plan))
+        console.print(phases_table(plan))
+        if plan["data"]["unknown"]:
+            console.print(f"Epochs are unknown. {escape(plan['data']['unknown'])}", highlight=False)
+        if _JSON.value:
+            path = pathlib.Path(_JSON.value)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+            print(f"Written to {path}")
+    except FlipkitError as problem:
+        print(f"flipkit: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def model_table(plan, name) -> Table:
+    """The towers: parameters, tokens, FLOPs."""
+    columns = ("parameters", "with projection", "tokens", "forward FLOPs")
+    table = Table("", *columns, title=f"flipkit plan {name}")
+    unmasked = plan["masking"][0]
+    costs = unmasked["flops_by_tower"]
+    for role, told in plan["towers"].items():
+        sizes = [_counted(told[key]) for key in ("parameters", "with_projection")]
+        row = (*sizes, _number(told["tokens"]), _giga(costs[role]))
+        table.add_row(f"{role}: {told['encoder']}", *row)
+        if "with_fixed_positions" in told:
+            table.add_row("  with fixed positions", _counted(told["with_fixed_positions"]))
+    table.add_row("model", "", _counted(plan["parameters"]), "", _giga(unmasked["flops"]))
+    if "text" in costs:
+        share = costs["text"] / costs["image"]
+        table.caption = f"The text tower costs {share:.2%} of the unmasked image tower."
+    return _right(table)
+
+
+def masking_table(plan) -> Table:
+    """What masking saves of a forward pass."""
+    columns = ("mask ratio", "image tokens", "image FLOPs", "image + text FLOPs")
+    ratios = ("image alone", "both", "image alone*", "both*")
+    table = Table(*columns, *ratios, title="A pair's forward pass, masked")
+    for row in plan["masking"]:
+        table.add_row(
+            f"{row['mask_ratio']:g}",
+            _number(row["tokens"]["image"]),
+            _giga(row["flops_by_tower"]["image"]),
+            _giga(row["flops"]),
+            f"{row['image_ratio']:.3f}",
+            f"{row['ratio']:.2f} ({row['ratio']:.4f})",
+            f"{row['official_image_ratio']:.3f}",
+            f"{row['official_ratio']:.2f} ({row['official_ratio']:.4f})",
+        )
+    table.caption = (
+        "Ratios are to mask ratio 0. * as the paper counts, whose code embeds every patch and drops some "
+        "afterwards; flipkit drops them first."
+    )
+    return _right(table)
+
+
+def phases_table(plan) -> Table:
+    """How each phase trains, and what it costs."""
+    phases = plan["phases"]
+    table = Table("", *(f"phase {i}" for i in range(len(phases))), title="Training")
+
+    def row(label, shown):
+        table.add_row(label, *(shown(phase) for phase in phases))
+
+    row("pairs", lambda p: f"{p['samples']:,}")
+    row("batch size", lambda p: f"{p['batch_size']:,}")
+    row("steps", lambda p: f"{p['steps']:,}")
+    row("warm-up steps", lambda p: _number(p["warmup_steps"]))
+    row("peak learning rate", lambda p: "" if p["peak_rate"] is None else f"{p['peak_rate']:.4g}")
+    if plan["data"]["samples"]:
+        row(f"epochs of {plan['data']['samples']:,}", lambda p: f"{p['epochs']:.2f}")
+    row("mask ratio, image and text", lambda p: f"{p['mask_ratio']:g}, {p['text_mask_ratio']:g}")
+    row("tokens", lambda p: ", ".join(_number(count) for count in p["tokens"].values()))
+    row("forward FLOPs per pair", lambda p: _giga(p["forward_flops_per_pair"]))
+    row("training FLOPs per pair", lambda p: _giga(sum(p["training_flops_per_pair"].values())))
+    for tower in plan["towers"]:
+        row(f"  of {tower}s", lambda p, t=tower: _giga(p["training_flops_per_pair"][t]))
+    row("FLOPs", lambda p: f"{p['flops']:.3g}")
+    table.caption = (
+        f"{plan['flops']:.3g} FLOPs in all: matrix products, forward and backward, with what is computed "
+        "again to save memory (remat)."
+    )
+    return _right(table)
+
+
+def _right(table):
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _number(value):
+    return "" if value is None else f"{value:,}"
+
+
+def _counted(value):
+    return f"{value:,}" if value < 1e7 else f"{value / 1e6:.0f} M ({value:,})"
+
+
+def _giga(value):
+    return f"{value / 1e9:,.3f} G"
+
+
+if __name__ == "__main__":
+    # Shapes need no accelerator, which a TPU would lend to one process only, perhaps one that trains.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    flags.FLAGS.set_gnu_getopt(True)
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)
