@@ -3,6 +3,7 @@
 #   make demo        a first result: masked against unmasked for the same time, with a picture
 #   make test        what CI runs: lint, format, types, tests without the slow ones
 #   make test-slow   the slow tests
+#   make test-peers  open_clip and transformers load what flipkit writes, in .venv-peer
 #   make bench       step time with and without masks, beside the FLOPs; rates of the data
 #   make clean       removes what these made, .venv too
 
@@ -16,6 +17,7 @@ WORKERS := 2
 
 VENV := .venv
 BIN := $(VENV)/bin
+PEER := .venv-peer
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 METADATA := pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -23,7 +25,7 @@ METADATA := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 # Where TensorFlow is installed, Keras imports it: only its errors are of interest here.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow bench clean
+.PHONY: help demo test test-slow test-peers bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,14 +42,17 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'slow and not peers'
+
+test-peers: $(VENV)/.installed-dev $(PEER)/.installed
+	$(BIN)/python -m pytest -q -m peers tests/peers
 
 bench: $(VENV)/.installed-demo
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/datasets.py
 
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEER) demo build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -58,6 +63,13 @@ $(BIN)/python:
 $(VENV)/.installed-demo: $(METADATA) | $(BIN)/python
 	@echo "Installing flipkit and its masker plugin"
 	@$(PIP) -e '.[plot]' -e plugins/block_masker
+	@touch $@
+
+$(PEER)/.installed:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
+	@echo "Making $(PEER): open_clip, transformers and torch"
+	@test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	@$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check 'open_clip_torch==3.3.0' 'transformers>=5.0,<6'
 	@touch $@
 
 $(VENV)/.installed-dev: $(METADATA) | $(BIN)/python

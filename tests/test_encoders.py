@@ -144,6 +144,7 @@ def test_the_order_of_ids_does_not_matter_but_their_positions_do(tower):
         ({"pool": "class"}, lambda t: t[:, 0]),
         ({"pool": "mean", "class_token": False}, lambda t: t.mean(axis=1)),
         ({"pool": "mean_patches", "class_token": False}, lambda t: t.mean(axis=1)),
+        ({"pool": "class", "class_position": True, "positions": "learned"}, lambda t: t[:, 0]),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
@@ -152,6 +153,81 @@ def test_pools_of_the_image_tower_by_name(changes, pooling):
     found, pooled = tokens(layer, images(), ids=IDS)
     assert found.shape == (3, 4 + layer.class_token, 16)
     np.testing.assert_allclose(pooled, pooling(found), atol=1e-6)
+
+
+def test_norm_after_the_pool_sees_the_pooled_token_alone():
+    layer = vit(final_norm="after_pool", pool="mean_patches")
+    found, pooled = tokens(layer, images())
+    assert found.shape == pooled.shape == (3, 16)
+    np.testing.assert_array_equal(found, pooled)
+    before = like(flipkit.ViT(16, 4, **SMALL, pool="mean_patches"), layer)
+    assert np.abs(run(before, images()) - pooled).max() > 1e-3
+    # On one token alone both are the same.
+    first, second = (
+        run(vit(final_norm=place, pool="class"), images())
+        for place in ("after_pool", "before_pool")
+    )
+    np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+def test_a_norm_before_the_blocks_takes_away_the_scale_of_what_comes_in():
+    layer = vit(pre_norm=True, positions="learned", class_token=False, patch_bias=False)
+    assert layer.first_norm.gamma.path == "image/pre_norm/gamma"
+    assert not layer.patch_embed.use_bias
+    found = run(layer, images())
+    for variable in (layer.patch_embed.kernel, layer.position):
+        variable.assign(np.asarray(variable) * 8)
+    np.testing.assert_allclose(run(layer, images()), found, atol=1e-4)
+
+
+def test_the_class_token_may_have_a_position_the_first_row():
+    layer = vit(class_position=True, positions="learned", pool="class")
+    assert layer.position.shape == (17, 16)
+    bare = vit(positions="learned", pool="class")
+    rest = [variable for variable in layer.variables if variable is not layer.position]
+    others = [variable for variable in bare.variables if variable is not bare.position]
+    for variable, value in zip(others, rest, strict=True):
+        variable.assign(value)
+    bare.token.assign(np.asarray(layer.token) + np.asarray(layer.position)[0])
+    bare.position.assign(np.asarray(layer.position)[1:])
+    for ids in (None, IDS):
+        np.testing.assert_allclose(
+            run(layer, images(), ids=ids), run(bare, images(), ids=ids), atol=1e-6
+        )
+
+
+def test_the_attention_pool_is_its_formula():
+    layer = vit(pool="map", class_token=False, mlp_dim=24)
+    pool = layer.attention_pool
+    found, pooled = tokens(layer, images())
+    assert pool.probe.path == "image/pool/probe"
+    heads = []
+    query, key, value = (
+        (x @ np.asarray(part.kernel) + np.asarray(part.bias)).reshape(x.shape[0], -1, 2, 8)
+        for x, part in (
+            (np.asarray(pool.probe, "float64"), pool.attention.query),
+            (found.astype("float64"), pool.attention.key),
+            (found.astype("float64"), pool.attention.value),
+        )
+    )
+    for head in range(2):
+        scores = np.einsum("d,btd->bt", query[0, 0, head], key[:, :, head]) / np.sqrt(8)
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        weights /= weights.sum(1, keepdims=True)
+        heads.append(np.einsum("bt,btd->bd", weights, value[:, :, head]))
+    out = pool.attention.out
+    x = np.concatenate(heads, axis=1) @ np.asarray(out.kernel) + np.asarray(out.bias)
+    normed = run(pool.norm, x.astype("float32"))
+    expected = x + run(pool.mlp, normed[:, None])[:, 0]
+    np.testing.assert_allclose(pooled, expected, atol=2e-5)
+    assert pool.mlp.hidden == 24
+
+
+def test_a_towers_epsilon_reaches_all_its_norms():
+    layer = vit(norm_epsilon=1e-3, pre_norm=True, pool="map")
+    assert {part.epsilon for part in layer._flatten_layers() if "norm" in part.name} == {1e-3}
+    texts = text_tower(norm_epsilon=1e-4)
+    assert {part.epsilon for part in texts._flatten_layers() if "norm" in part.name} == {1e-4}
 
 
 def test_learned_positions_are_a_variable_for_each_patch():
@@ -190,6 +266,8 @@ def test_it_sees_where_a_patch_is(tower):
         ({"image_size": (32, 30), "patch_size": 4}, r"image_size=\(32, 30\).*\[28, 32\]"),
         ({"pool": "cls"}, "'class'"),
         ({"positions": "sincoss"}, "'sincos'"),
+        ({"final_norm": "after"}, "'after_pool'"),
+        ({"class_position": True}, 'positions="learned"'),
         ({"pool": "class", "class_token": False}, "class_token=True"),
         ({"dim": 6}, "divisible by 4"),
         ({"dim": 12, "heads": 5}, "heads=5"),
@@ -256,6 +334,16 @@ def test_padding_is_seen_unless_it_is_masked(texts):
     masking.table.assign(moved)
     np.testing.assert_allclose(run(masking, TEXT), before, atol=1e-6)
     np.testing.assert_allclose(before[2], run(texts, TEXT)[2], atol=1e-5)  # it has no padding
+
+
+def test_padding_may_have_another_id(texts):
+    swap = np.array([1, 0, *range(2, 32)])  # 0 is a word now, and 1 padding
+    for options in ({"mask_padding": True}, {"pool": "mean"}):
+        plain = like(flipkit.TextTransformer(32, 6, **SMALL, **options), texts)
+        other = like(flipkit.TextTransformer(32, 6, **SMALL, **options, padding=1), texts)
+        other.table.assign(np.asarray(texts.table)[swap])
+        found = run(other, swap[TEXT].astype("int32"))
+        np.testing.assert_allclose(found, run(plain, TEXT), atol=1e-6)
 
 
 def test_a_later_token_changes_nothing_before_it_if_causal(texts):

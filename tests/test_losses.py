@@ -118,6 +118,34 @@ def test_bfloat16_embeddings_are_compared_in_float32():
     assert losses.similarity(image, text, 100.0).dtype == "float32"
 
 
+@pytest.mark.parametrize("batch", [1, 7, 32])
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (117.0, -12.9), (1.0, 3.0)])
+def test_the_sigmoid_loss_asks_of_each_pair_whether_it_is_one(batch, scale, bias):
+    image, text = units(batch), units(batch, seed=1)
+    logits = scale * image.astype("float64") @ text.astype("float64").T + bias
+    minus_log_chance = np.where(np.eye(batch), np.logaddexp(0, -logits), np.logaddexp(0, logits))
+    expected = minus_log_chance.sum() / batch
+    found = losses.SigmoidLoss()(image, text, np.float32(scale), logit_bias=np.float32(bias))
+    assert found.dtype == "float32"
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_sigmoid_loss_and_its_gradient_stay_finite():
+    image = units(8)
+    for text in (image, -image):
+        loss, slopes = jax.value_and_grad(losses.SigmoidLoss(), argnums=(0, 1, 2, 3))(
+            image, text, 1e4, -5e3
+        )
+        assert np.isfinite(loss)
+        assert all(np.isfinite(slope).all() for slope in slopes)
+
+
+def test_siglips_first_values_nearly_balance_the_many_wrong_pairs():
+    """Section 3.2 of arXiv 2303.15343: the right pairs make the loss at first, 10 each."""
+    found = losses.SigmoidLoss()(units(256, 64), units(256, 64, seed=1), 10.0, logit_bias=-10.0)
+    assert float(found) == pytest.approx(10, abs=0.5)
+
+
 def test_similarity_has_images_in_rows():
     image, text = units(3), units(5, seed=1)
     found = losses.similarity(image, text, 2.0)
@@ -135,6 +163,7 @@ def test_the_config_tells_everything():
 
 def test_a_loss_is_named_made_or_given():
     assert type(losses.get("contrastive")) is losses.ContrastiveLoss
+    assert type(losses.get("sigmoid")) is losses.SigmoidLoss
     assert type(losses.get(losses.ContrastiveLoss)) is losses.ContrastiveLoss
     loss = losses.ContrastiveLoss()
     assert losses.get(loss) is loss

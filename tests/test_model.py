@@ -354,6 +354,53 @@ def test_the_logit_scale_is_clipped_and_learns_nothing_outside(plain, value, sca
     assert (gradient == 0) == (value != 2)
 
 
+def test_the_logit_scale_may_go_unclipped(tiny):
+    model = tiny(max_logit_scale=None)
+    model.build()
+    for value in (-1.0, 6.0):
+        model.logit_scale.assign(value)
+        assert float(model.scale) == pytest.approx(np.exp(value))
+
+
+def test_the_sigmoid_loss_learns_its_bias_in_fit(tiny, pairs):
+    model = tiny(init_logit_bias=-10.0, temperature=0.1, max_logit_scale=None)
+    model.compile("adamw", "sigmoid")
+    assert float(model.logit_bias) == -10
+    assert float(model.scale) == pytest.approx(10)
+    batch = {**pairs(8), "image_ids": np.tile(np.arange(8, dtype="int32"), (8, 1))}
+    outputs = model(batch)
+    expected = losses.SigmoidLoss()(outputs["image"], outputs["text"], model.scale, -10.0)
+    history = model.fit(batch, batch_size=8, epochs=2, verbose=0).history
+    assert history["loss"][0] == pytest.approx(float(expected), rel=1e-5)
+    assert float(model.logit_bias) != -10
+
+
+def test_the_sigmoid_loss_is_refused_without_a_bias(tiny):
+    with pytest.raises(
+        ConfigurationError, match=r"SigmoidLoss needs a learned bias.*init_logit_bias"
+    ):
+        tiny().compile("adamw", "sigmoid")
+
+
+def test_heads_are_linear_affine_or_none(tiny, pairs):
+    model = tiny(image={"dim": 8}, image_head=None, text_head="affine")
+    model.build()
+    assert model.image_projection is None
+    bias = model.text_projection.bias
+    bias.assign(np.arange(8.0))
+    batch = pairs(4)
+    outputs = model(batch)
+    image = np.asarray(model.image(model.preprocessing.normalise(batch["image"])))
+    text = np.asarray(model.text(batch["text"])) @ np.asarray(model.text_projection.kernel)
+    for key, features in (("image", image), ("text", text + np.arange(8))):
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        np.testing.assert_allclose(outputs[key], unit, atol=1e-5)
+    with pytest.raises(ConfigurationError, match=r"Expected 8 of them.*dim=16"):
+        tiny(image_head=None)
+    with pytest.raises(ConfigurationError, match="Unknown head for text_projection: 'mlp'"):
+        tiny(text_head="mlp")
+
+
 def test_another_mask_ratio_compiles_another_program(trained, monkeypatch):
     model, seen = trained.model, []
     random_call = maskers.RandomMasker.call
@@ -487,7 +534,11 @@ def test_the_config_tells_everything(tiny):
         mask_ratio=0.25,
         text_masker=maskers.RandomMasker(),
         text_mask_ratio=0.5,
+        image_head="affine",
+        text_head="affine",
         temperature=0.1,
+        max_logit_scale=None,
+        init_logit_bias=-10.0,
         preprocessing="clip",
         tokenizer="bytes",
         seed=4,

@@ -615,3 +615,15 @@ def test_rand_augment_comes_back_from_its_config_and_checks_it():
         preprocessing.RandAugment(11)
     with pytest.raises(errors.ConfigurationError, match="chance=2"):
         preprocessing.RandAugment(chance=2)
+
+
+def test_squashing_resizes_both_sides_whatever_the_shape():
+    image = picture(12, 40)
+    squash = preprocessing.Preprocessing(resize_mode="squash")
+    found = squash.prepare([image], 16)
+    np.testing.assert_array_equal(found[0], preprocessing.resize(image, 16))
+    assert (
+        np.abs(found[0].astype(int) - preprocessing.Preprocessing().prepare([image], 16)).max() > 8
+    )
+    with pytest.raises(errors.UnknownName, match="squash"):
+        preprocessing.Preprocessing(resize_mode="squeeze")
