@@ -96,7 +96,7 @@ def run_table(run, name, workdir) -> Table:
     for name, fact in run.model.facts().items():
         table.add_row(name, fact)
     table.add_row("data", escape(f"{run.data!r}: {len(run.data):,} samples"))
-    freezes = run.model.frozen or any(phase.frozen for phase in run.phases)
+    freezes = getattr(run.model, "frozen", ()) or any(phase.frozen for phase in run.phases)
     model = shape_only(run.model) if freezes else None
     for i, phase in enumerate(run.phases):
         masked = "" if phase.mask_ratio is None else f", mask ratio {phase.mask_ratio:g}"

@@ -327,7 +327,7 @@ def test_a_run_begins_with_the_tower_of_a_flip_goes_on_and_keeps_records(
     data = Greys(12)
     assert flipkit.Accuracy(data)(loaded)["top1"] == rows[-1]["test/top1"]
     recorded = recipe.load(str(tmp_path / "whole" / "run.json"))()
-    assert recorded.get_config() == describe(path).get_config()
+    assert recorded.get_config() == describe(path, seed=0).get_config()
 
 
 def test_a_run_of_a_classifier_refuses_what_it_has_not(pretrained):
@@ -344,13 +344,13 @@ def test_a_described_flip_has_no_weights(pretrained):
     flip, path = pretrained
     found = flipkit.weights.describe(path)
     assert not found.built
-    assert found.get_config() == {**flip.get_config()}
+    for name in ("image", "text", "preprocessing"):
+        assert getattr(found, name).get_config() == getattr(flip, name).get_config()
 
 
-@pytest.mark.parametrize("name", ["linear_probe", "fine_tune"])
-def test_recipes_run_tiny(name, tmp_path, monkeypatch):
+def test_a_tiny_recipe_is_judged(tmp_path, monkeypatch):
     monkeypatch.setattr("flipkit.report._pyplot", lambda: None)
-    run = recipe.make(recipe.load(name), {"scale": "tiny", "test": "some-*.tar"})
+    run = recipe.make(recipe.load("linear_probe"), {"scale": "tiny", "test": "some-*.tar"})
     run.start(tmp_path)
     [row] = read_metrics(tmp_path)[-1:]
     assert row["step"] == 2

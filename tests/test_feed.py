@@ -39,6 +39,7 @@ class Model:
     """What a feed asks of a model, and nothing else."""
 
     tokenizer: object
+    reads: str = "text"
     image: object = flipkit.ViT(image_size=SIZE, patch_size=8, dim=16, depth=1, heads=1)
     text: object = flipkit.TextTransformer(vocab=259, length=8, dim=16, depth=1, heads=1)
     preprocessing: object = flipkit.Preprocessing()
