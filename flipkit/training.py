@@ -107,8 +107,9 @@ class Run(Configurable):
         evaluators: {name: evaluator}, such as `flipkit.ZeroShot`, run every `evaluate_every` steps
             and at the end of each phase.
         init: a path that `flipkit.load_pretrained` knows: the model begins with the weights there, its
-            learned positions resampled to the model's grid; None draws them. A classifier takes the
-            image tower alone. A run that goes on from a checkpoint needs it no more.
+            learned positions resampled to the model's grid and its patch embedding to the patch size;
+            None draws them. A classifier takes the image tower alone. A run that goes on from a
+            checkpoint needs it no more.
         seed: int: initial weights, masks, dropout, order and crops are functions of it.
         distribution: None or "data_parallel".
         log_every, checkpoint_every, evaluate_every: steps; 0 is only at the end. The latter two are

@@ -116,6 +116,43 @@ def test_ablations_mask_words(runs):
     assert runs["flip_table1"].model.kept_tokens == 32
 
 
+def test_an_ablation_reconstructs_pixels():
+    run = recipe.load("flip_table1")(reconstruction=True)
+    assert isinstance(run.model.reconstruction, flipkit.MAEDecoder)
+    assert run.model.reconstruction.dtype_policy.name == run.model.dtype_policy.name
+    plain, more = (
+        planning.Towers(flipkit.scaled(r, "tiny").model).training(0.5)
+        for r in (recipe.load("flip_table1")(), run)
+    )
+    assert more["image"] > 1.5 * plain["image"]
+    assert more["text"] == plain["text"]
+
+
+# L/14, Table 2
+
+
+def test_l14_is_the_tuning_of_l16_with_smaller_patches(runs):
+    run, [_, tuning] = recipe.load("flip_vitl14")(), runs["flip_vitl"].phases
+    assert [phase.get_config() for phase in run.phases] == [tuning.get_config()]
+    assert run.model.image.grid == (16, 16)
+    assert run.init == "runs/flip_vitl/model.keras"
+    assert recipe.load("flip_vitl14")(image_size=336).model.image.grid == (24, 24)
+
+
+def test_l14_begins_with_an_l16s_weights(tmp_path):
+    path = tmp_path / "model.keras"
+    first = flipkit.scaled(recipe.load("flip_vitl")(tuning=False), "tiny").start()
+    first.save(path)
+    run = recipe.load("flip_vitl14")(scale="tiny")
+    changes = {"model.image.image_size": 28, "model.image.patch_size": 7, "init": str(path)}
+    changes["phases.0.schedule"] = flipkit.Constant(0.0)
+    found = run.with_overrides(changes).start()
+    assert found.image.patch_embed.kernel.shape == (3 * 7**2, 16)
+    for name in ("image", "text"):
+        ours, theirs = (getattr(m, name).blocks[0].mlp.up.kernel.numpy() for m in (found, first))
+        np.testing.assert_array_equal(ours, theirs)
+
+
 # Table 10
 
 

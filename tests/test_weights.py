@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 from absl import flags
+from keras import ops
 
 import flipkit
 from flipkit import convert, weights
@@ -198,6 +199,29 @@ def test_resampled_positions_keep_a_slope():
     expected = (np.arange(16) + 0.5) / 16
     np.testing.assert_allclose(found[3:-3, 8, 0], expected[3:-3], atol=1e-3)
     np.testing.assert_allclose(found[8, 3:-3, 1], expected[3:-3], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "new_size", "atol"), [(4, 8, 1e-5), (14, 16, 1e-5), (16, 14, 0.4)]
+)
+def test_resampled_patches_see_in_resized_pictures_what_they_saw_in_the_pictures(
+    size, new_size, atol
+):
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((size * size * 3, 5)).astype("float32")
+    smooth = rng.standard_normal((2, 3, 3, 3)).astype("float32")
+    patches = np.asarray(ops.image.resize(smooth, (size, size), "bicubic"), "float32")
+    resized = ops.image.resize(patches, (new_size, new_size), "bicubic", antialias=True)
+    found = tensors.resample_patches(kernel, size, new_size)
+    assert found.shape == (new_size * new_size * 3, 5)
+    assert found.dtype == np.float32
+    expected = patches.reshape(2, -1) @ kernel
+    np.testing.assert_allclose(np.asarray(resized).reshape(2, -1) @ found, expected, atol=atol)
+
+
+def test_patches_of_the_same_size_stay_as_they_are():
+    kernel = np.ones((12, 2), "float32")
+    assert tensors.resample_patches(kernel, 2, 2) is kernel
 
 
 # Formats ----------------------------------------------------------------------------------------

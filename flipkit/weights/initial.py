@@ -31,7 +31,8 @@ _FREE = {
 
 
 def take_weights(model, source: FLIP, name):
-    """Puts the weights of `source` into `model`, both built; learned positions fit its grid.
+    """Puts the weights of `source` into `model`, both built; learned positions are resampled to
+    its grid, and the patch embedding to its patch size.
 
     Args:
         model: `flipkit.FLIP`, or a model that has only an image tower, which takes that alone.
@@ -49,6 +50,10 @@ def take_weights(model, source: FLIP, name):
     grids = [getattr(part.image, "grid", None) for part in (source, model)]
     if "image/position" in values and None not in grids:
         values["image/position"] = tensors.resample_positions(values["image/position"], *grids)
+    embedding = "image/patch_embed/kernel"
+    if embedding in values and hasattr(model.image, "patch_size"):
+        sizes = source.image.patch_size, model.image.patch_size
+        values[embedding] = tensors.resample_patches(values[embedding], *sizes)
     tensors.assign(model if whole else model.image, values, name)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.numpy
 from keras import ops
 
+from flipkit.encoders import shape_only
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
 
@@ -252,8 +253,16 @@ class Entry:
 
 
 def load(model, entries: Sequence[Entry], tensors: Mapping[str, np.ndarray], source: str):
-    """Puts a file's tensors into `model`, built; refuses in the file's names what doesn't fit."""
-    shapes = {path: tuple(variable.shape) for path, variable in weights(model).items()}
+    """Puts a file's tensors into `model`; refuses in the file's names what doesn't fit.
+
+    A model that isn't built is built when all shapes are right, so that no file can make it allocate
+    more than it holds itself.
+    """
+    described = model if model.built else shape_only(model)
+    shapes = {path: tuple(variable.shape) for path, variable in weights(described).items()}
+    held = sum(tensor.size for tensor in tensors.values())
+    beyond = [f"{path} {shape}" for path, shape in shapes.items() if math.prod(shape) > held]
+    refuse(beyond, f"The config of {source} asks for more than the {held:,} numbers of its file")
     expected = {
         entry.name: entry.encode([np.broadcast_to(0.0, shapes[path]) for path in entry.paths]).shape
         for entry in entries
@@ -264,6 +273,8 @@ def load(model, entries: Sequence[Entry], tensors: Mapping[str, np.ndarray], sou
     for entry in entries:
         parts = entry.decode(tensors[entry.name], [shapes[path] for path in entry.paths])
         values |= dict(zip(entry.paths, parts, strict=True))
+    if not model.built:
+        model.build()
     assign(model, values, source)
 
 
@@ -293,3 +304,23 @@ def resample_positions(table: np.ndarray, grid, new_grid) -> np.ndarray:
     )
     rows = np.asarray(ops.convert_to_numpy(image)).reshape(math.prod(new_grid), -1)
     return np.concatenate([np.asarray(table[:extra], "float32"), rows])
+
+
+def resample_patches(kernel: np.ndarray, size: int, new_size: int) -> np.ndarray:
+    """A patch embedding (size * size * channels, dim) -> the same for patches of `new_size` pixels a side.
+
+    It gives a patch that was resized, bicubic and antialiased, what the old one gave the patch itself:
+    exactly where patches grow, by least squares where they shrink (FlexiViT, arXiv 2212.08013, section
+    3.4).
+    """
+    if size == new_size:
+        return np.asarray(kernel)
+    pixels = np.eye(size, dtype="float32")[None, ..., None]  # a column for each pixel of a row
+    resized = ops.image.resize(
+        pixels, (new_size, size), "bicubic", antialias=True, data_format="channels_last"
+    )
+    matrix = np.asarray(ops.convert_to_numpy(resized), "float64")[0, ..., 0]
+    inverse = np.linalg.pinv(matrix.T)  # (new size, size)
+    old = np.asarray(kernel, "float64").reshape(size, size, -1, kernel.shape[-1])
+    new = np.einsum("ir,jc,rcxd->ijxd", inverse, inverse, old)
+    return new.reshape(-1, kernel.shape[-1]).astype("float32")
