@@ -22,7 +22,7 @@ from PIL import Image
 import flipkit
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/weights.md")
 SHORTENED = {"flip_vitl": "--list"}  # recipe -> what is added to its command
 
 

@@ -1,13 +1,16 @@
 """Configs of others, read key by key: what nobody asks for is refused by name."""
 
 import json
+import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from flipkit.errors import ConfigurationError
 from flipkit.preprocessing import STATISTICS, Preprocessing
 from flipkit.weights.tensors import refuse
 
+MOST_LAYERS = 1_000  # of a tower; what asks for more is damaged
 INTERPOLATIONS = ("bilinear", "bicubic")  # which every format has a word for
 
 
@@ -39,21 +42,31 @@ class Config:
             self._problems.append(f"{self.name}{key}={value!r}; flipkit knows {known}")
         return value
 
-    def whole(self, key: str, default: int | None = None) -> int:
-        """A positive integer."""
+    def whole(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
+        """An integer from 1 to `most`."""
         value = self.take(key, default)
-        if type(value) is not int or value < 1:
-            self._problems.append(f"{self.name}{key}={value!r}; expected an integer above 0")
+        if type(value) is not int or not 1 <= value <= most:
+            self._problems.append(
+                f"{self.name}{key}={value!r}; expected an integer from 1 to {most}"
+            )
             self.close()
         return value
 
     def number(self, key: str, default: float) -> float:
-        """A number."""
-        value = self.take(key, default)
-        if type(value) not in (int, float):
-            self._problems.append(f"{self.name}{key}={value!r}; expected a number")
+        """A number above 0."""
+        return self.numbers(key, (default,), single=True)[0]
+
+    def numbers(self, key: str, default: Sequence[float], single: bool = False) -> list[float]:
+        """As many numbers from 0 up as in `default`; `single` is one above 0, outside a list."""
+        value = self.take(key, default[0] if single else list(default))
+        values = [value] if single else value
+        right = isinstance(values, list) and len(values) == len(default)
+        right = right and all(type(v) in (int, float) and 0 <= v < math.inf for v in values)
+        if not right or (single and not value):
+            expected = "a number above 0" if single else f"{len(default)} numbers"
+            self._problems.append(f"{self.name}{key}={value!r}; expected {expected}")
             self.close()
-        return value
+        return values
 
     def choice(self, key: str, default: str, known: dict[str, Any]) -> Any:
         """What `known` has under the value of `key`."""

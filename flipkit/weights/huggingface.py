@@ -9,7 +9,14 @@ from flipkit.errors import ConfigurationError, nearest
 from flipkit.model import FLIP
 from flipkit.preprocessing import STATISTICS, Preprocessing
 from flipkit.tokenizers import ClipBPE, SentencePiece, Tokenizer
-from flipkit.weights.foreign import INTERPOLATIONS, Config, preprocessing, read_json, write_json
+from flipkit.weights.foreign import (
+    INTERPOLATIONS,
+    MOST_LAYERS,
+    Config,
+    preprocessing,
+    read_json,
+    write_json,
+)
 from flipkit.weights.tensors import (
     Entry,
     dump,
@@ -170,7 +177,6 @@ def read(path: pathlib.Path) -> FLIP:
     config.ignore("model_type")
     make = _clip if kind == "clip" else _siglip
     model = make(config, tensors, path)
-    model.build()
     load(model, entries(model), tensors, str(path))
     return model
 
@@ -337,7 +343,7 @@ def _stack(config):
     config.ignore("model_type")
     options = {
         "dim": config.whole("hidden_size"),
-        "depth": config.whole("num_hidden_layers"),
+        "depth": config.whole("num_hidden_layers", most=MOST_LAYERS),
         "heads": config.whole("num_attention_heads"),
         "mlp_dim": config.whole("intermediate_size"),
         "norm_epsilon": config.number("layer_norm_eps", 1e-5),
@@ -382,7 +388,7 @@ def _preprocessing(path, kind, size) -> Preprocessing:
     for step in ("do_resize", "do_rescale", "do_normalize"):
         config.require(step, True)
     config.require("rescale_factor", 1 / 255)
-    found = config.take("image_mean", list(mean)), config.take("image_std", list(std))
+    found = config.numbers("image_mean", mean), config.numbers("image_std", std)
     resample = config.require("resample", 3, 2)
     crop = config.require("do_center_crop", clip, not clip)
     resized, cut = config.take("size", size), config.take("crop_size", size)

@@ -11,7 +11,14 @@ from flipkit.maskers import RandomMasker
 from flipkit.model import FLIP
 from flipkit.preprocessing import STATISTICS
 from flipkit.tokenizers import ClipBPE
-from flipkit.weights.foreign import INTERPOLATIONS, Config, preprocessing, read_json, write_json
+from flipkit.weights.foreign import (
+    INTERPOLATIONS,
+    MOST_LAYERS,
+    Config,
+    preprocessing,
+    read_json,
+    write_json,
+)
 from flipkit.weights.tensors import (
     Entry,
     dump,
@@ -72,7 +79,6 @@ def read(path: pathlib.Path) -> FLIP:
             for name, tensor in tensors.items()
         }
     model = _model(model_config, preprocess, tensors)
-    model.build()
     scalar = tensors["logit_scale"].ndim == 0 if "logit_scale" in tensors else True
     load(model, entries(model, "text." if custom_text else "", scalar), tensors, str(path))
     return model
@@ -229,7 +235,7 @@ def _stack(config, quick_gelu, width, head_width):
     """Arguments of a tower that both have; `head_width` is the image tower's default."""
     width = config.whole("width", width)
     heads = config.whole("heads", 8) if head_width is None else None
-    heads = heads or width // config.whole("head_width", head_width)
+    heads = heads or max(1, width // config.whole("head_width", head_width))
     config.require("ls_init_value", None)
     config.require("block_type", None, "default", "custom")  # "custom" alone changes nothing
     for name in ("qk_norm", "scaled_cosine_attn", "scale_heads"):
@@ -245,7 +251,7 @@ def _stack(config, quick_gelu, width, head_width):
     activations.close()
     return {
         "dim": width,
-        "depth": config.whole("layers", 12),
+        "depth": config.whole("layers", 12, most=MOST_LAYERS),
         "heads": heads,
         "mlp_dim": int(width * config.number("mlp_ratio", 4.0)),
         "activation": "quick_gelu" if quick_gelu else "gelu_tanh" if tanh else "gelu",
@@ -260,7 +266,7 @@ def _size(config, key, default) -> Any:
     if (
         not isinstance(sides, list)
         or len(sides) != 2
-        or not all(type(side) is int for side in sides)
+        or not all(type(side) is int and side > 0 for side in sides)
     ):
         raise ConfigurationError(f"Expected one or two integers. Received: {key}={value!r}")
     return sides[0] if sides[0] == sides[1] else tuple(sides)
@@ -270,7 +276,7 @@ def _preprocessing(config, size):
     config.require("mode", "RGB")
     config.ignore("fill_color")  # of margins, which neither way to cut has
     mean, std = STATISTICS["clip"]
-    mean, std = config.take("mean", list(mean)), config.take("std", list(std))
+    mean, std = config.numbers("mean", mean), config.numbers("std", std)
     interpolation = config.require("interpolation", "bicubic", "bilinear", "random")
     if interpolation == "random":
         interpolation = "bicubic"  # what open_clip evaluates with then
