@@ -4,11 +4,14 @@ import json
 import pathlib
 import pickle
 import random
+import sys
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from flipkit import errors, registry, tokenizers
+from flipkit.datasets import CaptionedShapes
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "shared" / "golden" / "tokenizers"
 
@@ -48,9 +51,17 @@ def word_piece():
     return tokenizer
 
 
-@pytest.fixture(params=["bytes", "word_piece", "clip_bpe"])
-def tokenizer(request, word_piece, merges):
+@pytest.fixture(scope="module")
+def sentence_piece():
+    tokenizer = tokenizers.SentencePiece(add_eos=True)
+    tokenizer.train(CAPTIONS, vocab=120)
+    return tokenizer
+
+
+@pytest.fixture(params=["bytes", "word_piece", "clip_bpe", "sentence_piece"])
+def tokenizer(request, word_piece, merges, sentence_piece):
     return {
+        "sentence_piece": sentence_piece,
         "bytes": tokenizers.Bytes(),
         "word_piece": word_piece,
         "clip_bpe": tokenizers.ClipBPE(merges),
@@ -82,7 +93,7 @@ def test_a_text_gives_the_same_ids_in_any_company(tokenizer):
 
 
 def test_cutting_keeps_the_beginning_and_the_end_id(tokenizer):
-    long, short = tokenizer(CAPTIONS, 64), tokenizer(CAPTIONS, 4)
+    long, short = tokenizer(CAPTIONS[:4], 64), tokenizer(CAPTIONS[:4], 4)
     ends = tokenizer.end is not None
     np.testing.assert_array_equal(long[:, : 4 - ends], short[:, : 4 - ends])
     if ends:
@@ -348,7 +359,7 @@ def test_clips_assets_hold_what_clip_uses(golden, tmp_path):
 
 def test_ids_without_ftfy_differ_only_for_unusual_text(merges, monkeypatch):
     with_ftfy = tokenizers.ClipBPE(merges)(CAPTIONS, 32)
-    monkeypatch.setattr(tokenizers, "ftfy", None)
+    monkeypatch.setattr(tokenizers.subwords, "ftfy", None)
     without = tokenizers.ClipBPE(merges)
     np.testing.assert_array_equal(without(CAPTIONS, 32), with_ftfy)
     assert without(ODD, 8).shape == (len(ODD), 8)
@@ -392,3 +403,98 @@ def test_gzipped_merges_are_read(merges, tmp_path):
 def test_clip_cleans_before_it_cuts(merges):
     tokenizer = tokenizers.ClipBPE(merges)
     assert list(tokenizer.words(" The&amp;amp;CAT's\n 12")) == ["the", "&", "cat", "'s", "1", "2"]
+
+
+# SentencePiece
+
+
+@pytest.fixture(scope="module")
+def captions():
+    data = CaptionedShapes(size=400, image_size=32)
+    return [text for i in range(len(data)) for text in data.texts(i)]
+
+
+@pytest.fixture(scope="module")
+def learned(captions, tmp_path_factory):
+    """A model learned from captions, and its file."""
+    tokenizer = tokenizers.SentencePiece(clean="canonicalize", add_eos=True, pad=1)
+    tokenizer.train(captions, vocab=200)
+    folder = tmp_path_factory.mktemp("learned")
+    tokenizer.save_assets(folder)
+    return tokenizer, folder / "sentencepiece.model"
+
+
+def test_sentence_pieces_are_those_of_the_library(captions, learned):
+    plain = tokenizers.SentencePiece(learned[1])
+    library = sentencepiece.SentencePieceProcessor(model_file=str(learned[1]))
+    assert plain.vocab == library.get_piece_size() <= 200
+    assert len(captions) > 300
+    for text in [*captions, *CAPTIONS, "Ｆｕｌｌ  width, “quotes” …"]:
+        ids = library.encode(text)
+        [row] = plain([text], 64)
+        assert row[: len(ids)].tolist() == ids
+        assert not row[len(ids) :].any()
+
+
+def test_siglip_reads_texts_without_punctuation_up_to_an_end_that_also_pads(learned):
+    tokenizer, path = learned
+    library = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    text = "A RED_circle, left of:\n two  (small) stars!"
+    ids = library.encode("a red circle left of two small stars")
+    [row] = tokenizer([text], 40)
+    assert row.tolist() == ids + [1] * (40 - len(ids))
+    [row] = tokenizer([text], 5)
+    assert row.tolist() == [*ids[:4], 1]  # the end stays when the text is cut
+    lower = tokenizers.SentencePiece(path, clean="lower")
+    [row] = lower(["A RED, circle"], 40)
+    ids = library.encode("a red, circle")
+    assert row[: len(ids)].tolist() == ids
+
+
+def test_pieces_are_learned_alike_from_captions_in_any_order(captions, learned):
+    again = tokenizers.SentencePiece(clean="canonicalize")
+    again.train(reversed(captions), vocab=200)
+    assert again.proto == learned[0].proto
+
+
+def test_a_flip_carries_its_sentence_pieces_to_a_fresh_process(tiny, captions, tmp_path, fresh):
+    tokenizer = tokenizers.SentencePiece(add_eos=True)
+    tokenizer.train(captions, vocab=150)
+    model = tiny(text={"vocab": 150, "length": 16}, tokenizer=tokenizer)
+    model.build()
+    model.save(tmp_path / "model.keras")
+    code = f"""
+import flipkit
+model = flipkit.load_model({str(tmp_path / "model.keras")!r})
+print(model.tokenizer({captions[:20]!r}, 16).tolist())
+"""
+    assert json.loads(fresh(code)) == tokenizer(captions[:20], 16).tolist()
+
+
+def test_what_a_sentence_piece_model_lacks_is_told(learned, tmp_path, monkeypatch):
+    _, path = learned
+    with pytest.raises(errors.ConfigurationError, match="Did you mean 'canonicalize'"):
+        tokenizers.SentencePiece(clean="canonicalise")
+    with pytest.raises(errors.ConfigurationError, match="call `train"):
+        tokenizers.SentencePiece()(["a"], 8)
+    with pytest.raises(errors.ConfigurationError, match="has no <s>"):
+        tokenizers.SentencePiece(path, add_bos=True)(["a"], 8)
+    with pytest.raises(errors.ConfigurationError, match="`pad` to be one of"):
+        tokenizers.SentencePiece(path, pad=5000)(["a"], 8)
+    with pytest.raises(errors.ConfigurationError, match="can't learn 5 pieces"):
+        tokenizers.SentencePiece().train(CAPTIONS, vocab=5)
+    with pytest.raises(errors.ConfigurationError, match="can't learn 50 pieces"):
+        tokenizers.SentencePiece().train([], vocab=50)
+    other = tmp_path / "other.model"
+    for content in (b"", b"no model"):
+        other.write_bytes(content)
+        with pytest.raises(errors.ConfigurationError, match=r"Not a model .*other\.model"):
+            tokenizers.SentencePiece(other)(["a"], 8)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(errors.ConfigurationError, match=r"pip install 'flipkit\[sentencepiece\]'"):
+        tokenizers.SentencePiece(path)(["a"], 8)
+
+
+def test_a_given_sentence_piece_model_is_not_trained_over(learned):
+    with pytest.raises(errors.ConfigurationError, match="has a model"):
+        tokenizers.SentencePiece(learned[1]).train(CAPTIONS, vocab=50)

@@ -1,0 +1,84 @@
+"""What every tokenizer is, and the simplest one: plain bytes."""
+
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+
+from flipkit import registry
+from flipkit.errors import ConfigurationError
+
+
+class Tokenizer(registry.Configurable):
+    """Texts to ids: `(texts,)` strings -> `(texts, length)` int32, right-padded with `pad`.
+
+    A subclass says `vocab` and writes `encode`; one with files also writes `save_assets` and
+    `load_assets`; one that learns from captions also writes `train`. It must pickle: every worker
+    of a feed holds a copy.
+
+    Attributes:
+        vocab: number of ids, or None while untrained.
+        pad: the id that fills a row: 0.
+        start: the id every text starts with, or None.
+        end: the id every text ends with, where `pool="eos"` reads its feature, or None.
+    """
+
+    vocab: int | None = None
+    pad = 0
+    start: int | None = None
+    end: int | None = None
+
+    def __init__(self):
+        """A tokenizer without settings, unless the subclass has its own."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether texts can be tokenized."""
+        return self.vocab is not None
+
+    def __call__(self, texts: list[str], length: int) -> np.ndarray:
+        """The ids of `texts`; of a text too long what lies between `start` and `end` is cut.
+
+        Raises:
+            ConfigurationError: the tokenizer is untrained, or its file can't be read.
+        """
+        if isinstance(texts, str):
+            raise ConfigurationError(f"Expected a list of texts. Received one text: {texts!r}")
+        before = [] if self.start is None else [self.start]
+        after = [] if self.end is None else [self.end]
+        room = length - len(before) - len(after)
+        rows = np.full((len(texts), length), self.pad, "int32")
+        for row, text in zip(rows, texts, strict=True):
+            ids = [*before, *itertools.islice(self.encode(text), room), *after]
+            row[: len(ids)] = ids
+        return rows
+
+    def encode(self, text: str) -> Iterable[int]:
+        """The ids of one text without `start` and `end`; iterated only as far as they are used."""
+        raise NotImplementedError
+
+    def train(self, texts: Iterable[str], vocab: int):
+        """Learn at most `vocab` ids from captions: the same ones whatever their order."""
+        raise ConfigurationError(f"{type(self).__name__} has nothing to train.")
+
+    def save_assets(self, folder):
+        """Write into `folder` what `load_assets` needs: nothing for a tokenizer without files."""
+
+    def load_assets(self, folder):
+        """Take over what `save_assets` wrote; it goes before a file named in the config."""
+
+
+@registry.register
+class Bytes(Tokenizer):
+    """The UTF-8 bytes of a text: every language, nothing to train, no file.
+
+    >>> Bytes()(["é"], 6)
+    array([[  1, 198, 172,   2,   0,   0]], dtype=int32)
+    """
+
+    vocab = 259  # pad, start, end, 256 bytes
+    start, end = 1, 2
+
+    def encode(self, text):
+        """Byte b is id b + 3."""
+        return (byte + 3 for byte in text.encode("utf-8", "replace"))
