@@ -79,6 +79,7 @@ _MODULES = (
     "random",
     "registry",
     "schedules",
+    "testing",
     "tokenizers",
     "training",
     "weights",

@@ -17,6 +17,7 @@ from flipkit import (
     random as random,
     registry as registry,
     schedules as schedules,
+    testing as testing,
     tokenizers as tokenizers,
     training as training,
     weights as weights,

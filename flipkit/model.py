@@ -273,7 +273,7 @@ class FLIP(TrainStep, keras.Model):
             patches = patchify(x, self.image.patch_size)
             if draws:
                 own = seed.named("masker")
-                ids = self.masker(patches, keep=self.kept_patches, grid=self.image.grid, seed=own)
+                ids = _chosen(self.masker, patches, self.kept_patches, self.image.grid, own)
             x = gather(patches, ids)
         x = self.preprocessing.normalise(x)
         training, outputs = seed is not None, {}
@@ -305,7 +305,7 @@ class FLIP(TrainStep, keras.Model):
         x, keep = inputs["text"], inputs.get("text_ids")
         if seed is not None and keep is None and self.kept_tokens < self.text.length:
             grid, own = (1, self.text.length), seed.named("text_masker")
-            keep = self.text_masker(x, keep=self.kept_tokens, grid=grid, seed=own)
+            keep = _chosen(self.text_masker, x, self.kept_tokens, grid, own)
         training = seed is not None
         features = (
             self.text(x, training=training)
@@ -378,8 +378,8 @@ class FLIP(TrainStep, keras.Model):
         needs = self.pair_loss.needs
         needed = {name: x if name == "inputs" else getattr(self, name) for name in needs}
         loss = self.pair_loss(y_pred["image"], y_pred["text"], self.scale, **needed)
-        if "reconstruction" in y_pred:
-            loss += self.reconstruction.weight * ops.mean(y_pred["reconstruction"])
+        if (rebuilt := y_pred.get("reconstruction")) is not None:
+            loss += self.reconstruction.weight * ops.mean(rebuilt)
         return sum(self.losses, loss)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -525,6 +525,18 @@ def _checked_ratio(name, ratio):
     if not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
         raise ConfigurationError(f"Expected a share in [0, 1). Received: {name}={ratio!r}")
     return float(ratio)
+
+
+def _chosen(masker, x, keep, grid, seed):
+    """The ids that `masker` keeps; refused while the program is made if they are no ids of `keep`."""
+    ids = masker(x, keep=keep, grid=grid, seed=seed)
+    dtype = keras.backend.standardize_dtype(ids.dtype)
+    if tuple(ids.shape[1:]) != (keep,) or dtype != "int32":
+        raise ConfigurationError(
+            f"Expected {type(masker).__name__} to return int32 ids (batch, {keep}). Received: {dtype} "
+            f"{tuple(ids.shape)}. flipkit.testing.check_masker tells what else a masker must do."
+        )
+    return ids
 
 
 def _kept(tokens, ratio):

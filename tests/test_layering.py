@@ -23,7 +23,16 @@ FRAMEWORKS = {
 }
 
 # May import jax itself, where Keras has no word for what they need.
-JAX = {"checkpoints", "distribution", "losses", "planning", "run", "train_step", "training"}
+JAX = {
+    "checkpoints",
+    "distribution",
+    "losses",
+    "planning",
+    "run",
+    "testing",
+    "train_step",
+    "training",
+}
 
 
 def table():

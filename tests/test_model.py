@@ -523,7 +523,7 @@ def test_without_averages_the_weights_stay(trained, plain):
 def test_the_summary_tells_kept_and_total(tiny):
     lines = []
     tiny(mask_ratio=0.75).summary(print_fn=lambda line, **kwargs: lines.append(line))
-    assert lines[-1] == ("Training keeps 4 of 16 patches (mask ratio 0.75) and 6 of 6 text tokens.")
+    assert "Training keeps 4 of 16 patches (mask ratio 0.75) and 6 of 6 text tokens." in lines
     assert any("image_projection" in line for line in lines)
 
 
@@ -605,3 +605,17 @@ def test_a_saved_model_gives_the_same_and_trains_on_the_same_elsewhere(trained, 
     after = {str(i): np.asarray(v) for i, v in enumerate(model.variables)}
     assert_same(found["after"], after, atol=1e-6)
     assert pathlib.Path(tmp_path / "model.keras").stat().st_size < 1_000_000
+
+
+class Greedy(flipkit.Masker):
+    """Keeps one patch more than it is told."""
+
+    def call(self, x, keep, *, grid, seed):
+        return flipkit.maskers.keep_lowest(seed.uniform((x.shape[0], x.shape[1])), keep + 1)
+
+
+def test_a_masker_that_keeps_another_number_is_refused_with_its_name(tiny, pairs):
+    model = tiny(masker=Greedy(), mask_ratio=0.5)
+    told = r"Expected Greedy to return int32 ids \(batch, 8\)\. Received: int32 \(8, 9\)"
+    with pytest.raises(flipkit.ConfigurationError, match=told):
+        model(pairs(), training=True)
