@@ -24,7 +24,7 @@ def trained(tiny):
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def describe(tiny):
     """Makes a run of 4 steps; keywords change it."""
 
@@ -43,9 +43,18 @@ def describe(tiny):
     return make
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    monkeypatch.setattr("flipkit.report._pyplot", lambda: None)
+@pytest.fixture(scope="module", autouse=True)
+def no_picture():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flipkit.report._pyplot", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(describe, tmp_path_factory):
+    """A run's workdir and its model."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, describe().start(folder)
 
 
 class Killed(Exception):
@@ -158,10 +167,10 @@ def test_preset_with_truncated_or_missing_weights_is_refused(trained, tmp_path, 
 # Workdirs ---------------------------------------------------------------------------------------
 
 
-def test_finished_run_is_read_from_its_workdir(describe, tmp_path):
-    model = describe().start(tmp_path / "run")
-    assert_equal(flipkit.load_pretrained(tmp_path / "run"), model)
-    assert_equal(flipkit.load_pretrained(tmp_path / "run", "workdir"), model)
+def test_finished_run_is_read_from_its_workdir(finished):
+    folder, model = finished
+    assert_equal(flipkit.load_pretrained(folder), model)
+    assert_equal(flipkit.load_pretrained(folder, "workdir"), model)
 
 
 def test_unfinished_run_is_read_as_of_its_newest_checkpoint(describe, tmp_path):
@@ -200,47 +209,54 @@ def start_of(folder):
     return json.loads((folder / "start.json").read_text())["initial_weights"]
 
 
-def test_run_begins_with_the_weights_of_another(describe, tmp_path):
-    first = describe().start(tmp_path / "first")
+def test_run_begins_with_the_weights_of_another(describe, finished, tmp_path):
+    folder, first = finished
     said = []
     rate = [flipkit.Phase(8, 8, flipkit.Constant(0.0))]  # which changes nothing
-    run = describe(init=tmp_path / "first", phases=rate, seed=5)
+    run = describe(init=folder, phases=rate, seed=5)
     second = run.start(tmp_path / "second", say=said.append)
     for path, value in values(second).items():
         if path != "flip/step":
             np.testing.assert_array_equal(value, values(first)[path], err_msg=path)
-    assert f"Weights from {tmp_path / 'first'}." in said
+    assert f"Weights from {folder}." in said
     assert not [line for line in said if line.startswith("Another setting")]
     record = json.loads((tmp_path / "second" / "run.json").read_text())
-    assert record["run"]["init"] == str(tmp_path / "first")
-    assert start_of(tmp_path / "second") != start_of(tmp_path / "first")
+    assert record["run"]["init"] == str(folder)
+    assert start_of(tmp_path / "second") != start_of(folder)
 
 
-def test_init_is_set_by_override_and_needed_only_at_the_start(describe, tmp_path):
-    first = describe().start(None)
+def test_init_is_set_by_override_and_needed_only_at_the_start(describe, finished, tmp_path):
+    _, first = finished
     flipkit.save_as(first, "keras", tmp_path / "model.keras")
     run = describe(seed=5).with_override("init", str(tmp_path / "model.keras"))
-    whole = run.start(tmp_path / "whole")
     with pytest.raises(Killed):
         run.start(tmp_path / "again", say=kill_at(3))
     (tmp_path / "model.keras").unlink()
-    assert_equal(run.start(tmp_path / "again"), whole)
+    said = []
+    assert int(run.start(tmp_path / "again", say=said.append).step) == 4
+    assert "Resuming at step 2 of 4." in said
+    assert not [line for line in said if line.startswith("Weights from")]
 
 
 def test_learned_positions_are_resampled_to_the_grid_of_the_recipe(describe, tiny, tmp_path):
-    small = tiny(image={"positions": "learned"}, text={"vocab": 259, "length": 8})
+    settings = {"positions": "learned", "activation": "quick_gelu"}
+    small = tiny(image=settings, text={"vocab": 259, "length": 8})
     flipkit.save_as(small, "keras", tmp_path / "model.keras")
     larger = {"image": {"positions": "learned", "image_size": 32}}
     rate = [flipkit.Phase(8, 8, flipkit.Constant(0.0))]
+    said = []
     found = describe(
         model={**larger, "text": {"vocab": 259, "length": 8}},
         init=tmp_path / "model.keras",
         phases=rate,
         data=flipkit.CaptionedShapes(size=8, image_size=32),
-    ).start(None)
+    ).start(None, say=said.append)
     expected = flipkit.load_pretrained(tmp_path / "model.keras", image_size=32)
     assert found.image.position.shape == (64, 16)
     np.testing.assert_array_equal(found.image.position.numpy(), expected.image.position.numpy())
+    told = [line for line in said if line.startswith("Another setting")]
+    assert len(told) == 2  # the activation, and that there is no tokenizer
+    assert "image.activation: 'quick_gelu' there, 'gelu_tanh' here" in told[0]
 
 
 def test_weights_that_do_not_fit_are_refused_listing_paths(describe, tiny, tmp_path):
@@ -261,20 +277,15 @@ def test_init_that_is_nowhere_names_the_nearest(describe, tmp_path):
         describe(init=3)
 
 
-def test_other_settings_of_the_same_shapes_are_told(describe, tiny, tmp_path):
-    model = tiny(
-        image={"positions": "learned", "activation": "quick_gelu", "dropout": 0.1},
-        text={"vocab": 259, "length": 8, "causal": True},
-        tokenizer="bytes",
-    )
-    flipkit.save_as(model, "keras", tmp_path / "model.keras")
-    said = []
-    phases = [flipkit.Phase(8, 8, flipkit.Constant(0.0))]
-    describe(init=tmp_path / "model.keras", phases=phases).start(None, say=said.append)
-    told = [line for line in said if line.startswith("Another setting")]
-    assert len(told) == 2
-    assert "image.activation: 'quick_gelu' there, 'gelu_tanh' here" in told[0]
-    assert "text.causal: True there, False here" in told[1]
+def test_other_settings_of_the_same_shapes_are_found(tiny):
+    here = tiny(image={"positions": "learned"})
+    assert not initial.differing_settings(here, tiny(image={"positions": "learned", "mlp_dim": 64}))
+    other = {"positions": "learned", "activation": "quick_gelu", "dropout": 0.1}
+    there = tiny(image=other, text={"causal": True}, mask_ratio=0.0)
+    assert initial.differing_settings(here, there) == [
+        "image.activation: 'quick_gelu' there, 'gelu_tanh' here",
+        "text.causal: True there, False here",
+    ]
 
 
 def test_untrained_tokenizer_takes_the_vocabulary_that_came_with_the_weights(tiny, trained):

@@ -23,6 +23,7 @@ FORMATS = {
     "preset": "flipkit.weights.preset",
     "t5x": "flipkit.weights.t5x",
     "big_vision": "flipkit.weights.big_vision",
+    "keras_hub": "flipkit.weights.keras_hub",
 }
 
 

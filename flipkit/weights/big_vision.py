@@ -15,7 +15,7 @@ from flipkit.errors import ConfigurationError
 from flipkit.model import FLIP
 from flipkit.preprocessing import Preprocessing
 from flipkit.tokenizers import SentencePiece
-from flipkit.weights.flax_names import entry, flax_name
+from flipkit.weights.flax_names import entry, flax_name, head_shape
 from flipkit.weights.tensors import Entry, dump, flush, load, refuse, refuse_pickle, weights
 
 _OWN = {  # what is not in the stack of blocks
@@ -137,20 +137,14 @@ def _entry(model, path):
     if part.endswith("_projection"):
         return entry(f"{tower}/head/{rest}", path)
     encoder = getattr(model, part)
-    shape = None
     if rest in _OWN:
-        name = _OWN[rest]
+        name, shape = _OWN[rest], None
         if name == "pos_embedding":
             shape = (1, -1, encoder.dim)
         elif name == "embedding/kernel":
             shape = (encoder.patch_size, encoder.patch_size, 3, encoder.dim)
         return entry(f"{tower}/{name}", path, shape)
-    if found := re.search("attention/(query|key|value|out)/(kernel|bias)$", rest):
-        inside, outside = (encoder.heads, encoder.dim // encoder.heads), (encoder.dim,)
-        if found[1] == "out":
-            shape = (*inside, *outside) if found[2] == "kernel" else outside
-        else:
-            shape = (*outside, *inside) if found[2] == "kernel" else inside
+    shape = head_shape(rest, encoder.heads, encoder.dim)
     if rest.startswith("pool/"):
         return entry(f"{tower}/MAPHead_0/{flax_name(rest.removeprefix('pool/'))}", path, shape)
     # encoderblock_0, not encoderblock_00
@@ -202,6 +196,7 @@ def _model(arrays, path):
     return FLIP(
         image,
         text,
+        mask_ratio=0.0,
         dim=text.dim if text_head is None else text_head.shape[-1],
         image_head=None if image_head is None else "affine",
         text_head=None if text_head is None else "affine",

@@ -1,4 +1,4 @@
-"""What flax calls the parts of a transformer, in the official FLIP and in big_vision."""
+"""What flax calls the parts of a transformer, in the official FLIP and in big_vision, and their shapes."""
 
 import re
 
@@ -32,3 +32,16 @@ def entry(name: str, path: str, shape=None) -> Entry:
         return np.reshape(values[0], values[0].shape if shape is None else shape)
 
     return Entry(name, (path,), encode, lambda tensor, shapes: [tensor.reshape(shapes[0])])
+
+
+def head_shape(path: str, heads: int, dim: int) -> tuple[int, ...] | None:
+    """The shape of an attention's weight where heads are an axis, in flax and in Keras; None if `path`,
+    of one of flipkit's weights, is no such weight.
+    """
+    found = re.search("attention/(query|key|value|out)/(kernel|bias)$", path)
+    if not found or found.groups() == ("out", "bias"):
+        return None
+    inside = (heads, dim // heads)
+    if found[2] == "bias":
+        return inside
+    return (*inside, dim) if found[1] == "out" else (dim, *inside)
