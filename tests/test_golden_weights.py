@@ -1,5 +1,6 @@
 """The same numbers as open_clip and transformers, recorded in ../shared/golden, out of their own files."""
 
+import contextlib
 import pathlib
 import shutil
 
@@ -40,47 +41,61 @@ def entries(folder, model):
     return open_clip.entries(model, "text." if "customtext" in folder else "")
 
 
+@contextlib.contextmanager
+def recorded(model):
+    """Inside it, {"image_pooled", "image_features", ...}: what the towers and their heads give."""
+    seen, parts = {}, {}
+    for tower in ("image", "text"):
+        parts[f"{tower}_pooled"] = getattr(model, tower)
+        parts[f"{tower}_features"] = getattr(model, f"{tower}_projection")
+
+    def watch(name, call):
+        def watched(*args, **kwargs):
+            seen[name] = call(*args, **kwargs)
+            return seen[name]
+
+        return watched
+
+    parts = {name: part for name, part in parts.items() if part is not None}
+    for name, part in parts.items():
+        part.call = watch(name, part.call)
+    yield seen
+    for part in parts.values():
+        del part.call
+    for tower in ("image", "text"):  # without a head
+        seen.setdefault(f"{tower}_features", seen[f"{tower}_pooled"])
+
+
 def outputs(model, image, text, ids=None, bias=None):
     """What the model makes of pixels (batch, 3, height, width) and ids, and each loss's gradient."""
-    others = [np.array(variable) for variable in model.non_trainable_variables]
     batch = {"image": image.transpose(0, 2, 3, 1), "text": text}
     if ids is not None:
         batch["image_ids"] = np.sort(ids, axis=1).astype("int32")
 
-    def forward(values, loss):
-        found = dict(model.stateless_call(values, others, batch)[0])
+    def forward(values):
         mapping = list(zip(model.trainable_variables, values, strict=True))
-        with keras.StatelessScope(state_mapping=mapping):
-            found["image_pooled"] = model.image(batch["image"], ids=batch.get("image_ids"))
-            found["text_pooled"] = model.text(text)
-            for tower in ("image", "text"):
-                head = getattr(model, f"{tower}_projection")
-                pooled = found[f"{tower}_pooled"]
-                found[f"{tower}_features"] = pooled if head is None else head(pooled)
+        with keras.StatelessScope(state_mapping=mapping), recorded(model) as found:
+            found |= model(batch)
+            pair = found["image"], found["text"], model.scale
             own = model.logit_bias
+            sigmoid = losses.SigmoidLoss()(*pair, bias if own is None else own)
             found["scale"] = model.scale
-            found["logits"] = losses.similarity(found["image"], found["text"], model.scale)
-            if own is not None:
-                found["logits"] += own
-            if loss == "contrastive":
-                value = losses.ContrastiveLoss()(found["image"], found["text"], model.scale)
-            else:
-                value = losses.SigmoidLoss()(
-                    found["image"], found["text"], model.scale, bias if own is None else own
-                )
-        return value, found
+            found["logits"] = losses.similarity(*pair) + (0.0 if own is None else own)
+        return [losses.ContrastiveLoss()(*pair), sigmoid], found
 
-    found = {}
-    values = [variable.value for variable in model.trainable_variables]
-    gradient = jax.jit(jax.value_and_grad(forward, has_aux=True), static_argnums=1)
+    @jax.jit
+    def run(values):
+        both, pull, found = jax.vjp(forward, values, has_aux=True)
+        slopes = [pull([np.float32(i == j) for i in range(2)])[0] for j in range(2)]
+        return both, slopes, found
+
+    both, slopes, found = run([variable.value for variable in model.trainable_variables])
+    found = {key: np.asarray(value) for key, value in found.items()}
     paths = [variable.path.split("/", 1)[1] for variable in model.trainable_variables]
-    for loss in ("contrastive", "sigmoid"):
-        (found[loss], seen), slopes = gradient(values, loss)
-        found |= seen
-        found[f"{loss}_gradient"] = dict(zip(paths, map(np.asarray, slopes), strict=True))
-    return {
-        key: value if isinstance(value, dict) else np.asarray(value) for key, value in found.items()
-    }
+    for loss, value, slope in zip(("contrastive", "sigmoid"), both, slopes, strict=True):
+        found[loss] = np.asarray(value)
+        found[f"{loss}_gradient"] = dict(zip(paths, map(np.asarray, slope), strict=True))
+    return found
 
 
 def close(found, expected, name, **tolerance):
