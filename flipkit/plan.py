@@ -37,7 +37,8 @@ def main(arguments):
 
         plan = planning.plan(run)
         console.print(model_table(plan, name))
-        console.print(masking_table(plan))
+        if len(plan["masking"]) > 1:
+            console.print(masking_table(plan))
         console.print(phases_table(plan))
         if plan["data"]["unknown"]:
             console.print(f"Epochs are unknown. {escape(plan['data']['unknown'])}", highlight=False)

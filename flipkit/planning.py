@@ -27,10 +27,6 @@ def plan(run) -> dict:
         of `Towers.masking` at mask ratios 0, 0.5, 0.75 and the run's own; `data` and its samples, where
         they can be counted; `phases`, in order; `flops`, of all phases.
     """
-    if run.model.reads != "text":
-        raise ConfigurationError(
-            f"A plan counts pairs of images and texts. Received: a run of a {type(run.model).__name__}"
-        )
     towers = Towers(run.model)
     samples, unknown = None, None
     try:
