@@ -1,5 +1,7 @@
 """A classifier: an image tower and a linear head, for linear probes and fine-tuning."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -111,6 +113,7 @@ class Classifier(TrainStep, keras.Model):
             )
             if not self.image.built:
                 self.image.build((None, *_sides(self.image.image_size), 3))
+            self.image.trainable = self.tower == "tuned"  # once more, for what `build` has made
             features = (None, self.image.dim)
             for layer in [*([self.norm] if self.head_norm else []), self.head]:
                 if not layer.built:
@@ -190,7 +193,7 @@ class Classifier(TrainStep, keras.Model):
         mine = self.class_metrics.means.values() if self.compiled else ()
         return [*super().metrics, *mine]
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(self, x=None, y=None, y_pred: Any = None, sample_weight=None, training=True):
         if "target" not in y_pred:
             raise ConfigurationError("The loss needs labels; the batch lacks 'label'")
         entropies = -ops.sum(y_pred["target"] * ops.log_softmax(y_pred["logits"]), axis=1)

@@ -378,8 +378,8 @@ def get(identifier):
 
 
 def weights(encoder) -> int:
-    """How many numbers the encoder learns."""
-    return sum(math.prod(variable.shape) for variable in encoder.trainable_variables)
+    """How many numbers the encoder has, learned or frozen."""
+    return sum(math.prod(variable.shape) for variable in encoder.weights)
 
 
 def shape_only(encoder):

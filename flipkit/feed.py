@@ -123,7 +123,7 @@ class _Texts:
 
     tokenizer: Any
     length: int
-    captions: str | float
+    captions: Any  # as in Feed
 
     @classmethod
     def of(cls, model, feed):
