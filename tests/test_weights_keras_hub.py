@@ -156,3 +156,16 @@ def test_truncated_weights_are_one_clear_error(preset, share):
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
     with pytest.raises(ConfigurationError, match="missing, cut short or damaged"):
         flipkit.load_pretrained(preset)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("vocabulary_size", 2**30), ("hidden_dim", 2**20), ("num_layers", 2**30)]
+)
+def test_config_that_asks_for_more_than_the_file_holds_allocates_nothing(preset, key, value):
+    told = json.loads((preset / "config.json").read_text())
+    encoder = told["config"]["text_encoder"]["config"]
+    encoder[key] = value
+    encoder["embedding_dim"] = encoder["hidden_dim"]
+    (preset / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ConfigurationError, match=r"more than the|expected an integer from 1"):
+        flipkit.load_pretrained(preset)

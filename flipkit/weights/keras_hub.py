@@ -6,13 +6,13 @@ import pathlib
 import h5py
 import numpy as np
 
-from flipkit.encoders import TextTransformer, ViT
+from flipkit.encoders import TextTransformer, ViT, shape_only
 from flipkit.errors import ConfigurationError
 from flipkit.model import FLIP
 from flipkit.preprocessing import Preprocessing
 from flipkit.tokenizers import ClipBPE, SentencePiece
 from flipkit.weights.flax_names import entry, head_shape
-from flipkit.weights.foreign import Config, read_json
+from flipkit.weights.foreign import MOST_LAYERS, Config, read_json
 from flipkit.weights.tensors import Entry, load, weights
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.weights.h5", "model.weights.json"
@@ -108,8 +108,9 @@ def read(path: pathlib.Path) -> FLIP:
         )
     describe, layers, alone = _FAMILIES[told["class_name"]]
     model = describe(Config(told.get("config"), str(path / _CONFIG)), path)
-    model.build()
-    load(model, [_entry(model, p, layers, alone) for p in weights(model)], _arrays(path), str(path))
+    described = shape_only(model)  # a config must not make flipkit allocate
+    entries = [_entry(described, place, layers, alone) for place in weights(described)]
+    load(model, entries, _arrays(path), str(path))
     return model
 
 
@@ -179,8 +180,9 @@ def _arrays(path) -> dict[str, np.ndarray]:
             ) from problem
     for rows, table in _ROWS.items():
         table = f"layers/{table}/vars/0"
-        if rows in found and table in found:
-            found[table] = np.take(found[table], found.pop(rows).ravel(), axis=0, mode="clip")
+        rows = found.pop(rows, None)
+        if rows is not None and table in found and found[table].ndim == 2 and len(found[table]):
+            found[table] = np.take(found[table], rows.ravel(), axis=0, mode="clip")
     return found
 
 
@@ -262,7 +264,7 @@ def _towers(config) -> tuple[Config, Config]:
 def _stack(config):
     return {
         "dim": config.whole("hidden_dim"),
-        "depth": config.whole("num_layers"),
+        "depth": config.whole("num_layers", most=MOST_LAYERS),
         "heads": config.whole("num_heads"),
         "mlp_dim": config.whole("intermediate_dim"),
         "activation": config.choice("intermediate_activation", "gelu_approximate", _ACTIVATIONS),
