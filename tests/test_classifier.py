@@ -336,8 +336,8 @@ def test_a_run_of_a_classifier_refuses_what_it_has_not(pretrained):
         ConfigurationError, match=r"Classifier has no mask_ratio.*phases.0.mask_ratio=0.5"
     ):
         describe(path).with_override("phases.0.mask_ratio", 0.5)
-    with pytest.raises(ConfigurationError, match="image/patch_embed/kernel"):
-        describe(path).with_override("model.image.patch_size", 8).start()
+    with pytest.raises(ConfigurationError, match="missing: image/block_01"):
+        describe(path).with_override("model.image.depth", 2).start()
 
 
 def test_a_described_flip_has_no_weights(pretrained):
