@@ -228,7 +228,7 @@ def entries(model: FLIP) -> list[Entry]:
         *found,
         same(f"{vision}.patch_embedding.bias", "image/patch_embed/bias"),
         same(f"{head}.probe", "image/pool/probe"),
-        *stacked_attention(f"{head}.attention", "image/pool/attention", "out_proj"),
+        *stacked_attention(f"{head}.attention", "image/pool/attention"),
         *norm(f"{head}.layernorm", "image/pool/norm"),
         *linear(f"{head}.mlp.fc1", "image/pool/mlp/up"),
         *linear(f"{head}.mlp.fc2", "image/pool/mlp/down"),

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from flipkit.encoders import TextTransformer, ViT
-from flipkit.errors import ConfigurationError
+from flipkit.errors import ConfigurationError, nearest
 from flipkit.maskers import RandomMasker
 from flipkit.model import FLIP
 from flipkit.preprocessing import STATISTICS
 from flipkit.tokenizers import ClipBPE
+from flipkit.weights import timm_siglip
 from flipkit.weights.foreign import (
     INTERPOLATIONS,
     MOST_LAYERS,
@@ -105,16 +106,10 @@ def entries(model: FLIP, text: str = "", scalar: bool = True) -> list[Entry]:
         text: what stands before the names of the text tower: "text." with custom_text.
         scalar: whether the logit scale is a number or an array of one.
     """
-    image, one = model.image, () if scalar else (1,)
-    patches = convolution("visual.conv1.weight", "image/patch_embed/kernel", image.patch_size)
+    one = () if scalar else (1,)
+    image = timm_siglip.entries if model.image.pool == "map" else _image_entries
     found = [
-        patches,
-        same("visual.class_embedding", "image/class_token", (image.dim,)),
-        positions("visual.positional_embedding", image, bias=image.patch_bias),
-        *(norm("visual.ln_pre", "image/pre_norm") if image.pre_norm else []),
-        *_blocks("visual.transformer", "image", image.depth),
-        *norm("visual.ln_post", "image/norm"),
-        same("visual.proj", "image_projection/kernel"),
+        *image(model.image),
         same(f"{text}token_embedding.weight", "text/token_embedding"),
         same(f"{text}positional_embedding", "text/position"),
         *_blocks(f"{text}transformer", "text", model.text.depth),
@@ -130,11 +125,24 @@ def entries(model: FLIP, text: str = "", scalar: bool = True) -> list[Entry]:
     return found
 
 
+def _image_entries(image):
+    patches = convolution("visual.conv1.weight", "image/patch_embed/kernel", image.patch_size)
+    return [
+        patches,
+        same("visual.class_embedding", "image/class_token", (image.dim,)),
+        positions("visual.positional_embedding", image, bias=image.patch_bias),
+        *(norm("visual.ln_pre", "image/pre_norm") if image.pre_norm else []),
+        *_blocks("visual.transformer", "image", image.depth),
+        *norm("visual.ln_post", "image/norm"),
+        same("visual.proj", "image_projection/kernel"),
+    ]
+
+
 def _blocks(name, tower, depth):
     for i in range(depth):
         theirs, ours = f"{name}.resblocks.{i}", f"{tower}/block_{i:02d}"
         yield from norm(f"{theirs}.ln_1", f"{ours}/attention_norm")
-        yield from stacked_attention(f"{theirs}.attn", f"{ours}/attention", "out_proj")
+        yield from stacked_attention(f"{theirs}.attn", f"{ours}/attention")
         yield from norm(f"{theirs}.ln_2", f"{ours}/mlp_norm")
         yield from linear(f"{theirs}.mlp.c_fc", f"{ours}/mlp/up")
         yield from linear(f"{theirs}.mlp.c_proj", f"{ours}/mlp/down")
@@ -170,6 +178,7 @@ def _model(config, preprocess, tensors):
         text,
         mask_ratio=mask_ratio,
         dim=dim,
+        image_head=None if image.pool == "map" else "linear",
         text_head=text_head if proj_type == "linear" else None,
         max_logit_scale=logit_scale_limit(tensors.get("logit_scale", np.zeros(1))),
         init_logit_bias=bias,
@@ -178,8 +187,32 @@ def _model(config, preprocess, tensors):
     )
 
 
+def _timm_image(config, name):
+    """Timm's tower `name`: its SigLIPs."""
+    known = timm_siglip.towers()
+    if name not in known:
+        raise ConfigurationError(
+            f"{config.source}: timm_model_name={name!r}; of timm's towers flipkit has those of SigLIP. "
+            f"{nearest(str(name), known)}"
+        )
+    pool, head = config.take("timm_pool", "avg"), config.take("timm_proj", "linear")
+    size = _size(config, "image_size", 224)
+    if pool not in ("map", "") or head != "none" or size != known[name]["image_size"]:
+        raise ConfigurationError(
+            f"{config.source}: expected timm_pool='map', timm_proj='none' and the image_size of {name}. "
+            f"Received: timm_pool={pool!r}, timm_proj={head!r}, image_size={size}"
+        )
+    # Those of training, and those whose values the name replaces.
+    config.ignore("timm_model_pretrained", "timm_proj_bias", "timm_drop", "timm_drop_path")
+    config.ignore("patch_size", "width", "layers", "head_width", "mlp_ratio")
+    config.close()
+    return ViT(**known[name])
+
+
 def _image(config, quick_gelu, tensors):
-    config.require("timm_model_name", None)
+    timm_name = config.take("timm_model_name")
+    if timm_name is not None:
+        return _timm_image(config, timm_name)
     config.require("attentional_pool", None, False)
     config.ignore(
         "attn_pooler_queries", "attn_pooler_heads", "output_tokens", "timm_model_pretrained"
@@ -299,7 +332,13 @@ def _problems(model):
     if problems:
         return problems
     image, text = model.image, model.text
-    if not image.class_token:
+    head = None if image.pool == "map" else "linear"
+    if image.pool == "map":
+        if timm_siglip.name_of(image) is None:
+            problems.append(
+                'image.pool="map": it has that in timm\'s SigLIP towers, with all their sizes'
+            )
+    elif not image.class_token:
         problems.append("image.class_token=False: its towers always have one")
     elif image.pool not in _IMAGE_POOLS.values():
         why = (
@@ -310,10 +349,10 @@ def _problems(model):
         problems.append(f'image.pool="{image.pool}": {why}; it has {list(_IMAGE_POOLS.values())}')
     if text.pool == "mean":
         problems.append('text.pool="mean": it has "first", "last", "eos"')
-    if model.image_head != "linear":
-        problems.append(f'image_head={model.image_head!r}: it has "linear" only')
-    quick = {"image": image.activation == "quick_gelu", "text": text.activation == "quick_gelu"}
-    if len(set(quick.values())) == 2:
+    if model.image_head != head:
+        problems.append(f"image_head={model.image_head!r}: it has {head!r} with this pool")
+    quick = [tower.activation == "quick_gelu" for tower in (image, text)]
+    if len(set(quick)) == 2:
         problems.append("image.activation, text.activation: quick_gelu is for both towers or none")
     for role, tower in (("image", image), ("text", text)):
         if tower.activation not in ("gelu", "gelu_tanh", "quick_gelu"):
@@ -335,15 +374,21 @@ def _model_config(model):
         config["init_logit_bias"] = model.init_logit_bias
     config["vision_cfg"] = {
         "image_size": image.image_size,
-        "patch_size": image.patch_size,
-        "head_width": image.dim // image.heads,
-        **_stack_config(image),
-        "no_ln_pre": not image.pre_norm,
-        "pool_type": "tok" if image.pool == "class" else "avg",
-        "final_ln_after_pool": image.final_norm == "after_pool",
-        "pos_embed_type": "sin_cos_2d" if drawn else "learnable",
         "patch_dropout": model.mask_ratio if random else 0.0,
     }
+    config["vision_cfg"] |= (
+        _timm_config(image)
+        if image.pool == "map"
+        else {
+            "patch_size": image.patch_size,
+            "head_width": image.dim // image.heads,
+            **_stack_config(image),
+            "no_ln_pre": not image.pre_norm,
+            "pool_type": "tok" if image.pool == "class" else "avg",
+            "final_ln_after_pool": image.final_norm == "after_pool",
+            "pos_embed_type": "sin_cos_2d" if drawn else "learnable",
+        }
+    )
     config["text_cfg"] = {
         "context_length": text.length,
         "vocab_size": text.vocab,
@@ -358,6 +403,12 @@ def _model_config(model):
     if text.eos is not None:
         config["text_cfg"]["eos_id"] = text.eos
     return config
+
+
+def _timm_config(image):
+    name = timm_siglip.name_of(image)
+    timm = {"timm_model_name": name, "timm_model_pretrained": False}
+    return {**timm, "timm_pool": "map", "timm_proj": "none"}
 
 
 def _stack_config(tower):

@@ -34,22 +34,34 @@ def norm(name: str, path: str) -> list[Entry]:
     return [same(f"{name}.weight", f"{path}/gamma"), same(f"{name}.bias", f"{path}/beta")]
 
 
-def stacked_attention(name: str, path: str, out: str) -> list[Entry]:
-    """A MultiheadAttention: query, key and value in one tensor; `out` is its last layer."""
-    parts = [f"{path}/{part}" for part in ("query", "key", "value")]
+def stacked(weight: str, bias: str, layers: list[str]) -> list[Entry]:
+    """Dense layers in one tensor, one after the other, as query, key and value often are."""
+
+    def split(tensor):
+        return np.split(tensor, len(layers))
+
     kernels = Entry(
-        f"{name}.in_proj_weight",
-        tuple(f"{part}/kernel" for part in parts),
+        weight,
+        tuple(f"{layer}/kernel" for layer in layers),
         lambda parts: np.concatenate([part.T for part in parts]),
-        lambda tensor, shapes: [part.T for part in np.split(tensor, 3)],
+        lambda tensor, shapes: [part.T for part in split(tensor)],
     )
     biases = Entry(
-        f"{name}.in_proj_bias",
-        tuple(f"{part}/bias" for part in parts),
+        bias,
+        tuple(f"{layer}/bias" for layer in layers),
         np.concatenate,
-        lambda tensor, shapes: np.split(tensor, 3),
+        lambda tensor, shapes: split(tensor),
     )
-    return [kernels, biases, *linear(f"{name}.{out}", f"{path}/out")]
+    return [kernels, biases]
+
+
+def stacked_attention(name: str, path: str) -> list[Entry]:
+    """A torch.nn.MultiheadAttention: query, key and value in one tensor."""
+    parts = [f"{path}/{part}" for part in ("query", "key", "value")]
+    return [
+        *stacked(f"{name}.in_proj_weight", f"{name}.in_proj_bias", parts),
+        *linear(f"{name}.out_proj", f"{path}/out"),
+    ]
 
 
 def convolution(name: str, path: str, patch_size: int) -> Entry:

@@ -10,7 +10,7 @@ import pytest
 
 import flipkit
 from flipkit import recipe
-from flipkit.weights import tensors
+from flipkit.weights import tensors, timm_siglip
 
 ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-peer" / "bin" / "python"
@@ -51,6 +51,26 @@ def clip_vitb(**overrides):
     return model
 
 
+def siglip_of_timm(name="vit_base_patch16_siglip_224"):
+    """One of timm's SigLIP towers in full size, beside a small text tower."""
+    model = flipkit.FLIP(
+        flipkit.ViT(**timm_siglip.towers()[name]),
+        flipkit.TextTransformer(99, 8, dim=32, depth=1, heads=2, pool="last"),
+        mask_ratio=0.0,
+        dim=768,
+        image_head=None,
+        text_head="affine",
+        max_logit_scale=None,
+        init_logit_bias=-10.0,
+        preprocessing=flipkit.Preprocessing("half", resize_mode="squash"),
+    )
+    model.build()
+    for path, variable in tensors.weights(model).items():
+        if path.endswith("bias") and path != "logit_bias":
+            variable.assign(np.random.default_rng(0).normal(size=variable.shape) * 0.1)
+    return model
+
+
 def golden(folder):
     if not GOLDEN.exists():
         return None
@@ -64,6 +84,7 @@ def cases():
         "clip_vitb with CLIP's towers, transformers": (clip_vitb(**CLIPS_OWN), "CLIPModel"),
         "clip_vitb pooled over patches": (clip_vitb(**{"image.pool": "mean_patches"}), "open_clip"),
     }
+    found["timm's SigLIP"] = siglip_of_timm(), "open_clip"
     found["larger"] = (clip_vitb(**CLIPS_OWN), "open_clip", 56)
     for name in ("base", "quickgelu_patchdropout", "clipa_like", "customtext_siglip"):
         found[f"open_clip/{name}"] = golden(f"open_clip/{name}"), "open_clip"
