@@ -1,6 +1,7 @@
 """The same numbers as open_clip and transformers, recorded in ../shared/golden, out of their own files."""
 
 import contextlib
+import gzip
 import pathlib
 import shutil
 
@@ -314,3 +315,28 @@ def test_a_setting_that_flipkit_has_no_word_for_is_refused_by_name(
     weights.foreign.write_json(config, target / file)
     with pytest.raises(flipkit.ConfigurationError, match=key):
         flipkit.load_pretrained(target)
+
+
+def test_clips_byte_pairs_come_along_with_a_folder_that_has_them(tmp_path):
+    merges = GOLDEN / "tokenizers" / "vocab" / "bpe_simple_vocab_16e6.txt.gz"
+    if not merges.exists():
+        pytest.skip(f"no vocabulary in {merges}")
+    tower = {"dim": 8, "depth": 1, "heads": 1, "norm_epsilon": 1e-5, "activation": "gelu"}
+    clip = {"positions": "learned", "patch_bias": False, "pre_norm": True, "pool": "class"}
+    model = flipkit.FLIP(
+        flipkit.ViT(16, 8, **tower, **clip),
+        flipkit.TextTransformer(49_408, 8, **tower, causal=True, pool="eos", eos=49_407),
+        dim=4,
+    )
+    flipkit.save_as(model, "huggingface", tmp_path / "clip")
+    with gzip.open(merges, "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[1 : 49_152 - 256 - 2 + 1]
+    # As transformers has them: its own first line, and the merges in use alone.
+    (tmp_path / "clip" / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]))
+    loaded = flipkit.load_pretrained(tmp_path / "clip")
+    expected = [49_406, 320, 1125, 539, 320, 2368, 49_407, 0]
+    np.testing.assert_array_equal(loaded.tokenizer(["a photo of a cat"], 8)[0], expected)
+    flipkit.save_as(loaded, "keras", tmp_path / "clip.keras")
+    shutil.rmtree(tmp_path / "clip")
+    again = flipkit.load_pretrained(tmp_path / "clip.keras")
+    np.testing.assert_array_equal(again.tokenizer(["a photo of a cat"], 8)[0], expected)
