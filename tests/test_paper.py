@@ -14,7 +14,15 @@ from flipkit.errors import ConfigurationError
 from flipkit.weights import initial
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "shared" / "golden"
-PAPER = ("flip_vitb", "flip_vitl", "flip_vith", "clip_vitb", "clip_vitl", "flip_table1")
+PAPER = (
+    "flip_vitb",
+    "flip_vitl",
+    "flip_vith",
+    "flip_vitl14",
+    "clip_vitb",
+    "clip_vitl",
+    "flip_table1",
+)
 ALIKE = ("flip_vitb", "flip_vith", "clip_vitl")  # tiny, they are what another one is
 TRAINED = [
     pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else [])
@@ -66,6 +74,15 @@ def test_towers_are_those_of_table_9(runs, towers, name, dim, image, text, milli
     counts = told["with_fixed_positions"], plan.told("text")["parameters"]
     assert tuple(round(count / 1e6) for count in counts) == millions[:2]
     assert round((plan.parameters + positions) / 1e6) == millions[2]
+
+
+@pytest.mark.parametrize("name", ["flip_vitb", "flip_vitl", "flip_vitl14", "flip_vith"])
+def test_the_document_has_the_counts(towers, name):
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "paper.md").read_text(encoding="utf-8")
+    image, words = towers[name].told("image"), towers[name].told("text")
+    counts = image["parameters"], image["with_fixed_positions"], words["parameters"]
+    for count in (*counts, towers[name].parameters):
+        assert f"| {count:,} |" in text
 
 
 # Table 1
