@@ -28,10 +28,10 @@ class PluginError(FlipkitError):
     """A plugin is broken; the message names distribution, version, entry point, hook and fix."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence for an error: the known name nearest to `name`, and all of them."""
+def nearest(name: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
+    """A sentence for an error: the known name nearest to `name`, and all of them, or those `listed`."""
     known = sorted(known)
     lowered = {option.lower(): option for option in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
     hint = f"Did you mean {lowered[close[0]]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(known) or 'none'}."
+    return f"{hint}Known: {', '.join(known if listed is None else sorted(listed)) or 'none'}."

@@ -82,7 +82,9 @@ class Journal:
 
     def begin(self, model):
         """Records what the run starts from: a digest of its initial weights."""
-        self.start = {"initial_weights": fingerprint(model.trainable_variables)}
+        self.start = {
+            "initial_weights": fingerprint(v for v in model.weights if v is not model.step)
+        }
         self.say(f"Initial weights {self.start['initial_weights']}.")
         if self.folder is not None:
             write_text(self.folder / "start.json", json.dumps(self.start))

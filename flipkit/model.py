@@ -247,6 +247,9 @@ class FLIP(TrainStep, keras.Model):
             ):
                 if projection is not None and not projection.built:
                     projection.build((None, encoder.dim))
+        for tower in (self.image, self.text):
+            if not tower.trainable:
+                tower.trainable = False  # Keras asks only what was made since; this tells all of it
         self._freeze(self._frozen)
 
     def call(self, inputs, training=False):

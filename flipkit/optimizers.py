@@ -194,7 +194,7 @@ def take_moments(new, old, variables):
             variable.assign(known[variable.path])
     for variable, average in zip(variables, _averages(new), strict=False):
         if average.path not in known:
-            average.assign(variable)
+            average.assign(ops.copy(variable))  # programs are given both, to keep
 
 
 @contextlib.contextmanager

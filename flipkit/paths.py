@@ -39,10 +39,30 @@ def select(patterns: Sequence[str], paths: Iterable[str], *, role: str) -> set[s
     for pattern in patterns:
         found = {path for path in paths if matches(pattern, path)}
         if not found:
-            parts = {part for path in paths for part in path.split("/")}
+            wanted = [part for part in pattern.split("/") if part.strip("*")]
+            near = nearest("/".join(wanted), _runs(paths, len(wanted)), _runs(paths, 1))
             raise ConfigurationError(
                 f"Every pattern in {role} must match a variable. Received: {pattern!r}, which "
-                f"matches none. Parts of paths: {nearest(pattern, parts)}"
+                f"matches none. Parts of paths: {near}"
             )
         chosen |= found
     return chosen
+
+
+def checked_patterns(role: str, patterns) -> list[str]:
+    """`patterns` as a list; one by itself makes a list of one.
+
+    Raises:
+        ConfigurationError: they are no strings.
+    """
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(p, str) for p in listed):
+        raise ConfigurationError(f"Expected patterns of paths. Received: {role}={patterns!r}")
+    return list(listed)
+
+
+def _runs(paths, length):
+    """What `length` neighbouring parts of the paths spell."""
+    parts = [path.split("/") for path in paths]
+    starts = [(path, i) for path in parts for i in range(len(path) - length + 1)]
+    return {"/".join(path[i : i + length]) for path, i in starts}

@@ -9,8 +9,10 @@ import contextvars
 import zlib
 
 import keras
+import numpy as np
 from keras import ops
 
+from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
 
 
@@ -131,3 +133,34 @@ class _SeedState:
 
     def __call__(self, shape, dtype=None):
         return ops.convert_to_tensor([self.key, 0], dtype=dtype)
+
+
+def start_with(variable, value):
+    """Gives a variable its first value: now, or when the model that is being built gets its values.
+
+    For towers whose weights come from somewhere: call it in `build`, once the variable is there.
+
+    Args:
+        value: an array, or a function without arguments that returns one. It is called when the
+            variable gets its value: never where only shapes are wanted.
+    """
+    if getattr(variable, "_initializer", None) is None:
+        variable.assign(value() if callable(value) else value)
+    else:
+        variable._initializer = _Given(variable.path, value)
+
+
+class _Given:
+    """An initialiser that hands out a value."""
+
+    def __init__(self, path, value):
+        self.path, self.value = path, value
+
+    def __call__(self, shape, dtype=None):
+        value = np.asarray(self.value() if callable(self.value) else self.value)
+        if value.shape != tuple(shape):
+            raise ConfigurationError(
+                f"Expected a first value of shape {tuple(shape)} for {self.path}. "
+                f"Received: {value.shape}"
+            )
+        return ops.convert_to_tensor(value, dtype=dtype)

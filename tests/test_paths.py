@@ -58,6 +58,11 @@ def test_select_takes_an_iterator():
     assert paths.select(["bias", "position"], iter(PATHS), role="no_decay")
 
 
+def test_a_pattern_of_several_parts_is_refused_with_the_nearest_neighbours():
+    with pytest.raises(ConfigurationError, match=r"Did you mean 'text/position'"):
+        paths.select(["text/postion/*"], PATHS, role="no_decay")
+
+
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_part():
     with pytest.raises(ConfigurationError, match=r"no_decay.*'postion'.*'position'"):
         paths.select(["bias", "postion"], PATHS, role="no_decay")
