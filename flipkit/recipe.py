@@ -153,8 +153,9 @@ def scaled(run, scale: str):
         values |= {f"phases.{i}.pairs": 16, f"phases.{i}.batch_size": 8}
         if f"phases.{i}.schedule.warmup" in known:
             values[f"phases.{i}.schedule.warmup"] = 8
-    for name in run.evaluators:
-        values[f"evaluators.{name}.data"] = datasets.CaptionedShapes("test", 16, image_size=32)
+    for name, evaluator in run.evaluators.items():
+        split = getattr(getattr(evaluator, "data", None), "split", "test")
+        values[f"evaluators.{name}.data"] = datasets.CaptionedShapes(split, 16, image_size=32)
         if f"evaluators.{name}.classnames" in known:
             values[f"evaluators.{name}.classnames"] = None  # the shapes have their own
     return type(run).from_config(config).with_overrides(values)

@@ -10,11 +10,12 @@ import keras
 import flipkit
 
 
-def recipe(pairs=60_000, batch_size=128, mask_ratio=0.5, tuning=0.25, peak=9e-3):
+def recipe(pairs=60_000, batch_size=128, mask_ratio=0.5, tuning=0.25, peak=9e-3, scale="full"):
     """A small tower over 64 patches; every dial is sized for a first run on a laptop.
 
     Args:
         tuning: share of the pairs that the image tower sees whole, at the end (FLIP's unmasked tuning).
+        scale: "tiny" makes of it a test of seconds.
     """
     masked = pairs - int(pairs * tuning)
     end = peak * (1 - math.cos(math.pi * tuning)) / 2  # where one cosine over all pairs would be
@@ -30,7 +31,7 @@ def recipe(pairs=60_000, batch_size=128, mask_ratio=0.5, tuning=0.25, peak=9e-3)
     text = flipkit.TextTransformer(
         vocab=512, length=24, dim=96, depth=2, heads=3, pool="mean", activation="relu2"
     )
-    return flipkit.Run(
+    run = flipkit.Run(
         flipkit.FLIP(image, text, mask_ratio=mask_ratio, dim=128, tokenizer="wordpiece"),
         data=flipkit.CaptionedShapes(),
         feed=flipkit.Feed(crop=None, flip=False),  # left and right are part of the captions
@@ -51,3 +52,4 @@ def recipe(pairs=60_000, batch_size=128, mask_ratio=0.5, tuning=0.25, peak=9e-3)
         log_every=20,
         evaluate_every=60,
     )
+    return flipkit.scaled(run, scale)

@@ -22,12 +22,14 @@ def recipe(
     peak=9e-3,
     test=None,
     classnames=None,
+    scale="full",
 ):
     """A ViT of 64 patches beside a text tower of 2 % of its FLOPs, so that masking can show its gain.
 
     Args:
         tuning: share of the pairs that the image tower sees whole, at the end (FLIP's unmasked tuning).
         test, classnames: labelled shards and a file of class names, for zero-shot while it trains.
+        scale: "tiny" makes of it a test of seconds.
     """
     image = flipkit.ViT(
         image_size=64,
@@ -66,7 +68,7 @@ def recipe(
                 mask_ratio=0.0,
             )
         )
-    return flipkit.Run(
+    run = flipkit.Run(
         flipkit.FLIP(
             image,
             text,
@@ -109,3 +111,4 @@ def recipe(
         log_every=50,
         evaluate_every=500,
     )
+    return flipkit.scaled(run, scale)
