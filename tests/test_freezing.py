@@ -230,7 +230,7 @@ def test_moments_are_kept_and_thawed_variables_start_without(tuned):
     np.testing.assert_array_equal(second[name], weights["image/norm/gamma"])
 
 
-@pytest.mark.parametrize("until", [2, 4])
+@pytest.mark.parametrize("until", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_run_goes_on_within_either_phase(tiny, tuned, tmp_path, until):
     start(lit(tiny), tmp_path, until)
     again = start(lit(tiny), tmp_path)

@@ -22,7 +22,7 @@ from PIL import Image
 import flipkit
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/weights.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/keras_nlp.md", "docs/weights.md")
 SHORTENED = {"flip_vitl": "--list"}  # recipe -> what is added to its command
 
 
@@ -118,6 +118,9 @@ def environment(tmp_path):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_block_of_code_runs(document, tmp_path, monkeypatch, environment, capsys):
+    if document == "docs/keras_nlp.md":
+        for package in ("keras_nlp", "flipkit_keras_nlp"):
+            pytest.importorskip(package, reason="pip install -e plugins/keras_nlp_encoders")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("FLIPKIT_CACHE", environment["FLIPKIT_CACHE"])
