@@ -78,6 +78,11 @@ def complementary_views(rows: int, patches: int, keep: int, seed):
     return ops.cast(ids, "int32")
 
 
+def kept_count(tokens: int, ratio: float) -> int:
+    """How many of `tokens` a mask ratio leaves: rounded, and at least one."""
+    return max(1, round(tokens * (1 - ratio)))
+
+
 def keep_lowest(scores, keep: int):
     """Ids of the `keep` lowest of scores (batch, tokens): int32 (batch, keep), ascending."""
     order = ops.argsort(scores, axis=1)

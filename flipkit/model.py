@@ -170,12 +170,14 @@ class FLIP(TrainStep, keras.Model):
     @property
     def kept_patches(self) -> int:
         """Patches of an image that training keeps: round(patches * (1 - mask_ratio)), at least 1."""
-        return _kept(math.prod(self.image.grid), self.mask_ratio if self.masker else 0)
+        ratio = self.mask_ratio if self.masker else 0
+        return maskers.kept_count(math.prod(self.image.grid), ratio)
 
     @property
     def kept_tokens(self) -> int:
         """Tokens of a text that training keeps."""
-        return _kept(self.text.length, self.text_mask_ratio if self.text_masker else 0)
+        ratio = self.text_mask_ratio if self.text_masker else 0
+        return maskers.kept_count(self.text.length, ratio)
 
     # Freezing -----------------------------------------------------------------------------------
 
@@ -540,10 +542,6 @@ def _chosen(masker, x, keep, grid, seed):
             f"{tuple(ids.shape)}. flipkit.testing.check_masker tells what else a masker must do."
         )
     return ids
-
-
-def _kept(tokens, ratio):
-    return max(1, round(tokens * (1 - ratio)))
 
 
 def _image_size(encoder):

@@ -99,6 +99,36 @@ def draw_comparison(runs, metric, path, *, title, chance=None) -> pathlib.Path |
     return _save(figure, plt, pathlib.Path(path))
 
 
+def draw_masks(pixels, patch_size, sheet, path, *, title) -> pathlib.Path | None:
+    """What maskers keep of a picture: a row for each, a column for each step, the rest faded.
+
+    Args:
+        pixels: uint8 (height, width, 3).
+        patch_size: pixels per side of a patch.
+        sheet: {masker's name: bool (steps, patches)}.
+    """
+    plt = _pyplot()
+    if plt is None:
+        return None
+    height, width = (side // patch_size for side in pixels.shape[:2])
+    steps = max(len(masks) for masks in sheet.values())
+    figure, axes = plt.subplots(
+        len(sheet), steps, figsize=(1.7 * steps + 1, 1.75 * len(sheet) + 0.5), squeeze=False
+    )
+    for row, (name, masks) in zip(axes, sheet.items(), strict=True):
+        row[0].set_ylabel(name)
+        for step, (axis, mask) in enumerate(zip(row, masks, strict=True)):
+            mask = mask.reshape(height, 1, width, 1, 1).repeat(patch_size, 1).repeat(patch_size, 3)
+            mask = mask.reshape(*pixels.shape[:2], 1)
+            axis.imshow(mask * pixels + ~mask * (pixels // 6 + 40))
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if axis in axes[0]:
+                axis.set_title(f"step {step}", fontsize=9)
+    figure.suptitle(title)
+    return _save(figure, plt, pathlib.Path(path))
+
+
 def _curve(axis, rows, name, title, label=None, percent=False):
     points = [(row["seconds"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
     if points:

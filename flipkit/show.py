@@ -1,0 +1,101 @@
+"""`python -m flipkit.show masks [name=value ...]`: what each masker keeps of a picture, drawn.
+
+    python -m flipkit.show masks
+    python -m flipkit.show masks image=dog.jpg mask_ratio=0.75 maskers=random,gaussian out=masks.png
+
+Settings: `image` (a file; by default a scene of captioned shapes), `mask_ratio` (0.5), `maskers` (names;
+by default all that are installed), `patch_size` (16), `image_size` (224), `steps` (5, the columns),
+`seed` (0), `out` (masks.png).
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+from flipkit.errors import ConfigurationError, FlipkitError, nearest
+from flipkit.settings import as_like, parse, split_settings
+
+SETTINGS = {
+    "image": "",
+    "mask_ratio": 0.5,
+    "maskers": "",
+    "patch_size": 16,
+    "image_size": 224,
+    "steps": 5,
+    "seed": 0,
+    "out": "masks.png",
+}
+
+
+def main(arguments):
+    """Runs the command line; returns the exit code."""
+    try:
+        if len(arguments) < 2 or arguments[1] != "masks":
+            raise ConfigurationError(f"Expected what to show: masks. Usage: {__doc__}")
+        settings = dict(SETTINGS)
+        for name, value in split_settings(arguments[2:]).items():
+            if name not in SETTINGS:
+                raise ConfigurationError(f"Unknown setting {name!r}. {nearest(name, SETTINGS)}")
+            settings[name] = as_like(parse(value), [SETTINGS[name]], name)
+        print(f"Picture: {draw(**settings)}")
+    except FlipkitError as problem:
+        print(f"flipkit: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def draw(image, mask_ratio, maskers, patch_size, image_size, steps, seed, out) -> pathlib.Path:
+    """Writes the picture; the command line's settings are its arguments."""
+    from flipkit import plugins, report
+    from flipkit.maskers import get
+    from flipkit.preprocessing import Preprocessing
+
+    if not 0 <= mask_ratio < 1:
+        raise ConfigurationError(f"Expected a share in [0, 1). Received: {mask_ratio=}")
+    if image_size % patch_size:
+        raise ConfigurationError(
+            f"Expected an image size divisible by the patch size. Received: {image_size=}, {patch_size=}"
+        )
+    made = {
+        name: get(name) for name in (maskers.split(",") if maskers else plugins.names("maskers"))
+    }
+    if not maskers:
+        made = {name: masker for name, masker in made.items() if "words" not in masker.needs}
+    (pixels,) = Preprocessing().prepare([image or _scene(seed)], image_size)
+    drawn = (pixels, patch_size, mask_ratio, steps, seed)
+    sheet = {name: kept(masker, *drawn) for name, masker in made.items()}
+    path = report.draw_masks(pixels, patch_size, sheet, out, title=f"Mask ratio {mask_ratio:g}")
+    if path is None:
+        raise ConfigurationError("Pictures need matplotlib: pip install 'flipkit[plot]'")
+    return path
+
+
+def kept(masker, pixels, patch_size, mask_ratio, steps, seed=0):
+    """What `masker` keeps of a picture at the first steps of training: bool (steps, patches)."""
+    import numpy as np
+
+    from flipkit.layers import patchify
+    from flipkit.maskers import kept_count
+    from flipkit.random import Seed
+
+    grid = tuple(side // patch_size for side in pixels.shape[:2])
+    patches = np.asarray(patchify(pixels[None], patch_size))
+    keep = kept_count(grid[0] * grid[1], mask_ratio)
+    masks = np.zeros((steps, grid[0] * grid[1]), bool)
+    for step, mask in enumerate(masks):
+        own = Seed(seed, step).named("masker")
+        mask[np.asarray(masker(patches, keep=keep, grid=grid, seed=own))[0]] = True
+    return masks
+
+
+def _scene(seed):
+    from flipkit.datasets import CaptionedShapes
+
+    return CaptionedShapes(seed=seed, image_size=224)[0]["image"]
+
+
+if __name__ == "__main__":
+    flags.FLAGS.set_gnu_getopt(True)
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)
