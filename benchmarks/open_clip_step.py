@@ -7,9 +7,9 @@ import json
 import sys
 import time
 
-import open_clip
-import torch
-from open_clip.loss import ClipLoss
+import open_clip  # pyright: ignore[reportMissingImports]
+import torch  # pyright: ignore[reportMissingImports]
+from open_clip.loss import ClipLoss  # pyright: ignore[reportMissingImports]
 
 
 def main():
