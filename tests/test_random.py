@@ -265,3 +265,40 @@ def test_initialisers_of_every_kind_are_keyed_by_path():
         np.testing.assert_array_equal(a, b, err_msg=a.path)
     assert len(first.variables) == 7
     assert flipkit.Seed is random.Seed
+
+
+class Loaded(keras.layers.Layer):
+    """A layer whose weight is read from somewhere, and how often that happened."""
+
+    reads = 0
+
+    def read(self):
+        self.reads += 1
+        return np.arange(3.0)
+
+    def build(self, shape=None):
+        self.weight = self.add_weight(shape=(3,), initializer="normal", name="weight")
+        self.other = self.add_weight(shape=(3,), initializer="normal", name="other")
+        random.start_with(self.weight, self.read)
+
+
+def test_a_variable_starts_with_what_it_is_given_also_while_a_model_is_built():
+    plain, scoped, counted = Loaded(), Loaded(), Loaded()
+    plain.build()
+    with random.initial_values(scoped, 1):
+        scoped.build()
+    with keras.StatelessScope(initialize_variables=False):
+        counted.build()
+    assert (plain.reads, scoped.reads, counted.reads) == (1, 1, 0)
+    for layer in (plain, scoped):
+        np.testing.assert_array_equal(layer.weight, np.arange(3.0))
+        assert np.abs(np.asarray(layer.other)).max() < 1
+
+
+def test_a_first_value_of_another_shape_is_refused():
+    layer = Loaded()
+    layer.read = lambda: np.zeros((2, 3))
+    with pytest.raises(flipkit.ConfigurationError, match=r"\(3,\) for .*weight.*\(2, 3\)"):
+        with random.initial_values(layer, 1):
+            layer.build()
+    keras.utils.clear_session(free_memory=False)  # Keras still waits for the layer's values
