@@ -9,6 +9,20 @@ from flip_vitb import recipe as flip_vitb
 
 import flipkit
 
+OPENAI = {  # arXiv 2103.00020 and its released models
+    "model.image.positions": "learned",
+    "model.image.class_position": True,
+    "model.image.patch_bias": False,
+    "model.image.pre_norm": True,
+    "model.image.pool": "class",
+    "model.image.norm_epsilon": 1e-5,
+    "model.image.activation": "quick_gelu",
+    "model.text.causal": True,
+    "model.text.pool": "eos",
+    "model.text.norm_epsilon": 1e-5,
+    "model.text.activation": "quick_gelu",
+}
+
 
 def recipe(
     batch_size=32_768,
@@ -17,9 +31,19 @@ def recipe(
     image_size=224,
     dtype=None,
     official_code=False,
+    towers="paper",
     scale="full",
 ):
-    """flip_vitb without a mask or tuning; half the batch, which takes FLIP's memory (Table 1a)."""
+    """flip_vitb without a mask or tuning; half the batch, which takes FLIP's memory (Table 1a).
+
+    Args:
+        towers: "paper" is FLIP's, as the paper's CLIP has them; "openai" is those of CLIP itself, so that
+            the model goes out to open_clip and transformers (docs/weights.md).
+    """
+    if towers not in ("paper", "openai"):
+        raise flipkit.ConfigurationError(
+            f"Expected towers 'paper' or 'openai'. Received: {towers!r}"
+        )
     run = flip_vitb(
         batch_size,
         pairs,
@@ -30,4 +54,4 @@ def recipe(
         dtype=dtype,
         official_code=official_code,
     )
-    return flipkit.scaled(run, scale)
+    return flipkit.scaled(run.with_overrides(OPENAI if towers == "openai" else {}), scale)

@@ -16,21 +16,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-peer" / "bin" / "python"
 GOLDEN = ROOT.parent / "shared" / "golden"
 
-# The towers of CLIP itself (arXiv 2103.00020), which transformers' CLIPModel has no others than.
-CLIPS_OWN = {
-    "image.positions": "learned",
-    "image.class_position": True,
-    "image.patch_bias": False,
-    "image.pre_norm": True,
-    "image.pool": "class",
-    "image.norm_epsilon": 1e-5,
-    "image.activation": "quick_gelu",
-    "text.causal": True,
-    "text.pool": "eos",
-    "text.norm_epsilon": 1e-5,
-    "text.activation": "quick_gelu",
-}
-
 pytestmark = [
     pytest.mark.peers,
     pytest.mark.slow,
@@ -38,9 +23,9 @@ pytestmark = [
 ]
 
 
-def clip_vitb(**overrides):
+def clip_vitb(towers="paper", **overrides):
     """The recipe `clip_vitb` at tiny scale, in float32, every weight drawn anew."""
-    run = recipe.load("clip_vitb")(scale="tiny", dtype="float32")
+    run = recipe.load("clip_vitb")(scale="tiny", dtype="float32", towers=towers)
     run = run.with_overrides({f"model.{name}": value for name, value in overrides.items()})
     model = flipkit.FLIP.from_config(run.model.get_config())
     model.build()
@@ -80,12 +65,12 @@ def golden(folder):
 def cases():
     """{name: (model, format, library, image size that both load it with)}."""
     found = {
-        "clip_vitb with CLIP's towers, open_clip": (clip_vitb(**CLIPS_OWN), "open_clip"),
-        "clip_vitb with CLIP's towers, transformers": (clip_vitb(**CLIPS_OWN), "CLIPModel"),
+        "clip_vitb with CLIP's towers, open_clip": (clip_vitb("openai"), "open_clip"),
+        "clip_vitb with CLIP's towers, transformers": (clip_vitb("openai"), "CLIPModel"),
         "clip_vitb pooled over patches": (clip_vitb(**{"image.pool": "mean_patches"}), "open_clip"),
     }
     found["timm's SigLIP"] = siglip_of_timm(), "open_clip"
-    found["larger"] = (clip_vitb(**CLIPS_OWN), "open_clip", 56)
+    found["larger"] = (clip_vitb("openai"), "open_clip", 56)
     for name in ("base", "quickgelu_patchdropout", "clipa_like", "customtext_siglip"):
         found[f"open_clip/{name}"] = golden(f"open_clip/{name}"), "open_clip"
     for name in ("quick_gelu_legacy_eos", "gelu_eos98"):
