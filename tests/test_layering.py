@@ -110,7 +110,10 @@ def test_a_room_imports_only_what_the_table_allows(room):
                 assert package in table()[room], f"{room} imports {package}"
 
 
-@pytest.mark.parametrize("plugin", sorted((ROOT / "plugins").glob("*/*.py")), ids=lambda p: p.stem)
+PLUGINS = [*(ROOT / "plugins").glob("*/*.py"), *(ROOT / "plugins").glob("*/flipkit_*/*.py")]
+
+
+@pytest.mark.parametrize("plugin", sorted(PLUGINS), ids=lambda p: p.stem)
 def test_a_plugin_imports_only_the_public_package(plugin):
     assert not [name for name in imports(plugin) if name.startswith("flipkit.")]
 
