@@ -106,11 +106,11 @@ def complaint(answer):
     return complained
 
 
-def process(*arguments, **environment):
-    """A command line in a process of its own."""
+def process(*arguments, seconds=300, **environment):
+    """A command line in a process of its own, ended after so many seconds."""
     env = {**os.environ, "PYTHONPATH": str(HERE), **environment}
     command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=seconds)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_run_goes_from_its_record_to_another_workdir(finished, cli, tmp_path):
 
 
 def test_vitl_scaled_down_ends_with_a_rate_of_zero(cli, tmp_path):
-    """The command of issue 2 with thinner towers; test_vitl_runs_on_a_cpu has the whole ones."""
+    """With thinner towers; test_vitl_runs_on_a_cpu has the whole ones."""
     thin = [f"model.{tower}.{name}={value}" for tower in ("image", "text")
             for name, value in {"dim": 16, "depth": 1, "heads": 2, "dtype": "float32"}.items()]  # fmt: skip
     settings = ["data=captioned_shapes", "batch_size=8", "pairs=16", "image_size=32"]
@@ -204,7 +204,8 @@ def test_vitl_scaled_down_ends_with_a_rate_of_zero(cli, tmp_path):
 @pytest.mark.slow
 def test_vitl_runs_on_a_cpu(tmp_path):
     settings = ["data=captioned_shapes", "batch_size=8", "pairs=16"]
-    done = process("flipkit.run", "flip_vitl", *settings, "--workdir", tmp_path / "vitl")
+    command = ("flipkit.run", "flip_vitl", *settings, "--workdir", tmp_path / "vitl")
+    done = process(*command, seconds=1_500)
     assert done.returncode == 0, done.stderr
     assert "learning rate 0 at the end" in done.stdout
 
