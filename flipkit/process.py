@@ -19,4 +19,4 @@ def take_huge_pages():
     if platform.libc_ver()[0] != "glibc" or "GLIBC_TUNABLES" in os.environ:
         return
     os.environ["GLIBC_TUNABLES"] = _HUGE_PAGES
-    os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
