@@ -145,8 +145,13 @@ class ZeroShot(Configurable):
 
 
 def _labels(samples, classes):
-    if any("label" not in sample for sample in samples):
-        raise DataError("Classification needs samples with a `label`, a class's index")
+    bare = next((sample for sample in samples if "label" not in sample), None)
+    if bare is not None:
+        fields = f", whose .json has {', '.join(bare['meta'])}" if bare.get("meta") else ""
+        raise DataError(
+            "Classification needs samples with a `label`, a class's index (of tar shards, the field that "
+            f"data.label_field names). Received: {bare['id']} without one{fields}"
+        )
     labels = np.array([sample["label"] for sample in samples])
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
