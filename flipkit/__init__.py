@@ -60,6 +60,7 @@ _HOMES = {
     "hookimpl": "hookspecs",
     "load_model": "model",
     "load_pretrained": "weights",
+    "mask_phases": "training",
     "save_as": "weights",
     "scaled": "recipe",
 }
@@ -79,6 +80,7 @@ _MODULES = (
     "random",
     "registry",
     "schedules",
+    "study",
     "testing",
     "tokenizers",
     "training",

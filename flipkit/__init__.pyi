@@ -17,6 +17,7 @@ from flipkit import (
     random as random,
     registry as registry,
     schedules as schedules,
+    study as study,
     testing as testing,
     tokenizers as tokenizers,
     training as training,
@@ -96,6 +97,7 @@ from flipkit.tokenizers import (
 from flipkit.training import (
     Phase as Phase,
     Run as Run,
+    mask_phases as mask_phases,
 )
 from flipkit.weights import (
     load_pretrained as load_pretrained,

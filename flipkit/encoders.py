@@ -14,6 +14,7 @@ from flipkit.layers import (
     gather,
     layer_norm,
     patchify,
+    resample_positions,
     sincos_positions,
 )
 from flipkit.random import current_seed, seed_scope
@@ -144,6 +145,9 @@ class ViT(_Transformer):
             normalised.
         ids: int32 (batch, kept), which patches to see (of an image) or which ones `x` holds (patches);
             None is all of them.
+        grid: (rows, columns) of the picture's patches where it has another size than `image_size`: each
+            then has the position of its place in the picture, resampled from the tower's own, fixed or
+            learned (`flipkit.layers.resample_positions`); the class token keeps its own. None is `grid`.
     """
 
     POSITIONS = ("sincos", "learned")
@@ -215,6 +219,11 @@ class ViT(_Transformer):
                 name="pool",
             )
 
+    @classmethod
+    def example(cls):
+        """A tiny one, for `flipkit.testing`: 16 patches of a picture of 32 x 32 pixels."""
+        return cls(32, 8, dim=16, depth=1, heads=2)
+
     @property
     def size(self) -> tuple[int, int]:
         """Pixels: (height, width)."""
@@ -250,29 +259,45 @@ class ViT(_Transformer):
         if self.pool == "map" and not self.attention_pool.built:
             self.attention_pool.build((None, None, self.dim))
 
-    def call(self, x, ids=None, training=False):
-        return self.pooled(self.tokens(x, ids=ids, training=training))
+    def call(self, x, ids=None, training=False, grid=None):
+        return self.pooled(self.tokens(x, ids=ids, training=training, grid=grid))
 
-    def tokens(self, x, ids=None, training=False):
+    def tokens(self, x, ids=None, training=False, grid=None):
         """What `call` pools, (batch, tokens, dim): the class token's first, where there is one."""
+        x = self._transform(self._embed(x, ids, grid), training=training)
+        return self.norm(x) if self.final_norm == "before_pool" else x
+
+    def scores(self, x, ids=None, grid=None):
+        """How much attention each patch is paid, the mean over heads and blocks: float32 (batch, patches).
+
+        By the class token where that is what is pooled (A-CLIP, arXiv 2212.08653), elsewhere by all tokens
+        alike. Each shares out 1, some of it to the class token.
+        """
+        x, total = self._embed(x, ids, grid), 0.0
+        for block in self.blocks:
+            seen = block.attention_norm(x)
+            asking = seen[:, :1] if self.pool == "class" else seen
+            total += ops.mean(block.attention.shares(seen, queries=asking), axis=(1, 2))
+            x = block(x)  # what it has in common with the shares is compiled once
+        return total[:, int(self.class_token) :] / self.depth
+
+    def _embed(self, x, ids, grid):
+        """What the first block gets, (batch, tokens, dim)."""
         if len(x.shape) == 4:
             x = patchify(x, self.patch_size)
             x = x if ids is None else gather(x, ids)
         kept = x.shape[1]
         x = ops.reshape(x, (-1, x.shape[2]))  # 2-D: faster on XLA:CPU
         x = ops.reshape(self.patch_embed(x), (-1, kept, self.dim))
-        position = ops.cast(self.position, x.dtype)
-        patches = position[1:] if self.class_position else position
+        patches = self.position[1:] if self.class_position else self.position
+        patches = ops.cast(resample_positions(patches, self.grid, grid or self.grid), x.dtype)
         x = x + (patches[None] if ids is None else ops.take(patches, ids, axis=0))
         if self.class_token:
             token = ops.cast(self.token, x.dtype)
-            token = token + position[0] if self.class_position else token
+            token = token + ops.cast(self.position[0], x.dtype) if self.class_position else token
             token = ops.broadcast_to(token, (ops.shape(x)[0], 1, self.dim))
             x = ops.concatenate([token, x], axis=1)
-        if self.pre_norm:
-            x = self.first_norm(x)
-        x = self._transform(x, training=training)
-        return self.norm(x) if self.final_norm == "before_pool" else x
+        return self.first_norm(x) if self.pre_norm else x
 
     def pooled(self, tokens):
         """The features (batch, dim) of `tokens`."""
@@ -340,6 +365,11 @@ class TextTransformer(_Transformer):
         self.pool, self.eos = pool, eos
         self.mask_padding, self.padding = mask_padding, padding
         _check_choice("pool", pool, self.POOLS)
+
+    @classmethod
+    def example(cls):
+        """A tiny one, for `flipkit.testing`: texts of 8 out of 50 words."""
+        return cls(50, 8, dim=16, depth=1, heads=2)
 
     def build(self, input_shape=None):
         shape = (self.vocab, self.dim)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest
+from flipkit.process import cache_programs
 from flipkit.settings import split_settings
 
 
@@ -30,7 +31,6 @@ def main(arguments):
         where, name, *settings = arguments[1:]
         path = model_path(where)
         from flipkit import evaluation, load_model
-        from flipkit.run import cache_programs
 
         evaluator = evaluation.make(name, split_settings(settings))
         cache_programs()

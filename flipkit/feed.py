@@ -79,17 +79,19 @@ class Feed(Configurable):
                     f"Expected a whole number of at least {least}. Received: {name}={value!r}"
                 )
 
-    def open(self, data, model, batch_size, *, seed=0, first=0) -> "Batches":
+    def open(self, data, model, batch_size, *, seed=0, first=0, image_size=None) -> "Batches":
         """The batches of `data` as `model` takes them.
 
         Args:
             data: a `flipkit.Dataset`, or anything with `len(data)` and `data[i]`.
-            model: `flipkit.FLIP` or `flipkit.Classifier`: its image tower tells the size, its
-                preprocessing how pictures are resized, and `reads` what comes beside them: "text",
-                ids that its tokenizer makes, or "label", the samples' own.
+            model: `flipkit.FLIP` or `flipkit.Classifier`: its preprocessing tells how pictures are
+                resized, and `reads` what comes beside them: "text", ids that its tokenizer makes, or
+                "label", the samples' own.
             batch_size: pairs per batch.
             seed: int, what the order and every other random choice are functions of.
             first: slot of the stream that the first batch begins with: pairs used before.
+            image_size: pixels of the pictures, one side or (height, width); None is what the model
+                trains at, as `FLIP(image_size=...)` says, else its image tower's own.
 
         Raises:
             DataError: the data can't be read, or has fewer samples than a batch.
@@ -110,7 +112,7 @@ class Feed(Configurable):
             data=data,
             count=count,
             reader=reader,
-            image_size=model.image.image_size,
+            image_size=image_size or getattr(model, "image_size", None) or model.image.image_size,
             interpolation=model.preprocessing.interpolation,
             seed=int(seed) % (1 << 63),  # NumPy takes no negative ones
         )
@@ -182,7 +184,7 @@ class _Slots:
     data: Any
     count: int
     reader: Any
-    image_size: int
+    image_size: int | tuple[int, int]
     interpolation: str
     seed: int
 
@@ -226,7 +228,7 @@ class _Slots:
 
     def _pixels(self, image, random):
         feed, size = self.feed, self.image_size
-        image = preprocessing.decode(image, min_size=size if feed.crop is None else None)
+        image = preprocessing.decode(image, int(np.max(size)) if feed.crop is None else None)
         if feed.crop is None:
             image = preprocessing.centre_crop(image, size, self.interpolation)
         else:
@@ -278,6 +280,11 @@ class Batches:
         start = self.first + step * self.batch_size
         examples = [self.slots[start + i] for i in range(self.batch_size)]
         return self._accounted(_collate(examples))
+
+    def pictures(self, count: int) -> np.ndarray:
+        """The first batch's first, uint8 (count, height, width, 3); they don't count as handed out."""
+        slots = range(self.first, self.first + min(count, self.batch_size))
+        return np.stack([self.slots[slot]["image"] for slot in slots])
 
     def from_step(self, step: int = 0):
         """A generator of `(batch,)` from `step` on, without end: what `fit` takes.

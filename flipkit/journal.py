@@ -16,6 +16,7 @@ from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
 from flipkit.registry import without_tensorflow
 
+MASKED_PICTURES, MASKED_STEPS = 4, 4  # on the sheet of what a phase keeps
 NOT_COMPARED = ("log_every", "checkpoint_every", "evaluate_every", "evaluators")
 
 
@@ -35,6 +36,7 @@ class Journal:
         self.folder = None if folder is None else pathlib.Path(folder)
         self.say = say or (lambda line: None)
         self.seconds, self.last, self.rejected, self._board = 0.0, {}, 0, None
+        self.programs: dict[int, int] = {}  # compiled for each phase that this process trained
         if self.folder is not None:
             self._claim(record)
 
@@ -114,6 +116,21 @@ class Journal:
                     line = {"slot": slot, "index": index, "reason": reason}
                     file.write(json.dumps(line) + "\n")
 
+    def show_masks(self, model, batches, phase):
+        """What the model's first steps from here keep of the first pictures: `masks_0.png` for phase 0."""
+        if self.folder is None or not getattr(model, "masks_images", False):
+            return
+        pictures = batches.pictures(MASKED_PICTURES)
+        first = int(model.step)
+        masks = model.draw_masks(pictures, range(first, first + MASKED_STEPS))
+        report.draw_masks(
+            [("", *row) for row in zip(pictures, masks, strict=True)],
+            model.image.patch_size,
+            self.folder / f"masks_{phase}.png",
+            title=f"Training keeps {model.image_summary()}",
+            first=first,
+        )
+
     def finish(self, model):
         """The finished model, with averaged weights where they are kept, and a picture of the run."""
         if self.folder is None:
@@ -122,7 +139,10 @@ class Journal:
             save_model(model, self.folder / "model.keras")
         picture = report.draw_run(read_metrics(self.folder), self.folder / "summary.png")
         self.say(report.summary(self.last))
-        written = ["model.keras", "metrics.jsonl", *([picture.name] if picture else [])]
+        if self.programs:
+            self.say(report.compiled(self.programs))
+        pictures = [*sorted(self.folder.glob("masks_*.png")), *([picture] if picture else [])]
+        written = ["model.keras", "metrics.jsonl", *(path.name for path in pictures)]
         self.say(f"Written to {self.folder}: {', '.join(written)}")
         if picture is None:
             self.say("No picture: matplotlib is missing (pip install 'flipkit[plot]').")
@@ -154,6 +174,7 @@ class _Keep(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.bar.start()
+        self.meter = self.model.meter
         self.task = self.bar.add_task("compiling", total=self.run.steps, completed=self.step)
         self.began = time.perf_counter()
 
@@ -189,6 +210,7 @@ class _Keep(keras.callbacks.Callback):
             self.bar.console.print(line)
 
     def on_train_end(self, logs=None):
+        self.journal.programs[self.phase] = self.meter.programs
         self.bar.stop()
 
 

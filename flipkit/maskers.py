@@ -21,10 +21,21 @@ class Masker(keras.layers.Layer):
         int32 (batch, keep): ids of the tokens kept, ascending, no id twice.
 
     `needs` tells what a masker looks at: () means only shapes, so that masks may also be drawn on the
-    host; "pixels" or "words" that it reads `x`, which is patches or token ids.
+    host; "pixels" or "words" that it reads `x`, which is patches or token ids; "tower" that it asks the
+    image tower, so that it works only in a model.
     """
 
     needs: tuple[str, ...] = ()
+
+    def prepare(self, model):
+        """Told the model that it masks for, before `build`: the place to keep what it needs of that.
+
+        Towers, preprocessing and tokenizer are there; towers may have no variables yet. The tokenizer
+        may know no words yet: in `flipkit.plan`, where only shapes are wanted, and while a `.keras` file
+        is read, which gives the tokenizer its words after `build` and the masker its variables after
+        that. A run trains the tokenizer before. So what depends on the words belongs into a variable
+        (`flipkit.random.start_with`), or is looked up in `call`.
+        """
 
     def call(self, x, keep, *, grid, seed):
         raise NotImplementedError(f"{type(self).__name__} defines no call(x, keep, *, grid, seed)")

@@ -1,6 +1,7 @@
 """FLIP: two towers, a masker and a loss, with its preprocessing and its tokenizer inside."""
 
 import importlib
+import inspect
 import math
 import pathlib
 import zipfile
@@ -38,6 +39,11 @@ class FLIP(TrainStep, keras.Model):
         masker: which patches to keep in training; None keeps all.
         mask_ratio: share of patches dropped in training, in [0, 1).
         text_masker, text_mask_ratio: the same for the text's tokens.
+        image_size: pixels of the pictures in training, one side or (height, width), divisible by the
+            patch size: the other way to fewer tokens (RECLIP, arXiv 2304.06028; CLIPA, arXiv 2305.07017).
+            None is the tower's own, which `encode_images` sees in any case. The patches of another size
+            have the tower's positions resampled, as told in `flipkit.ViT`; CLIPA's code numbers the
+            patches of each size from 0 instead, so that the middle is elsewhere when the size changes.
         dim: width of the embedding both towers are projected to.
         image_head, text_head: from a tower's features to the embedding: "linear", without a bias (FLIP,
             CLIP), "affine", with one (SigLIP's text), or None: the features themselves (SigLIP's image),
@@ -80,6 +86,7 @@ class FLIP(TrainStep, keras.Model):
         mask_ratio=0.5,
         text_masker=None,
         text_mask_ratio=0.0,
+        image_size: int | tuple[int, int] | None = None,
         dim=512,
         image_head: str | None = "linear",
         text_head: str | None = "linear",
@@ -109,6 +116,7 @@ class FLIP(TrainStep, keras.Model):
             )
         self.dim, self.temperature, self.seed = dim, temperature, seed
         self.mask_ratio, self.text_mask_ratio = mask_ratio, text_mask_ratio
+        self.image_size = image_size
         self.preprocessing = get_preprocessing(preprocessing)
         self.tokenizer = tokenizers.get(tokenizer)
         self.image_head, self.text_head = image_head, text_head
@@ -171,13 +179,80 @@ class FLIP(TrainStep, keras.Model):
     def kept_patches(self) -> int:
         """Patches of an image that training keeps: round(patches * (1 - mask_ratio)), at least 1."""
         ratio = self.mask_ratio if self.masker else 0
-        return maskers.kept_count(math.prod(self.image.grid), ratio)
+        return maskers.kept_count(math.prod(self.grid or ()), ratio)
 
     @property
     def kept_tokens(self) -> int:
         """Tokens of a text that training keeps."""
         ratio = self.text_mask_ratio if self.text_masker else 0
         return maskers.kept_count(self.text.length, ratio)
+
+    def draw_masks(self, images, steps):
+        """What training would keep of pictures at some steps: bool (batch, steps, patches).
+
+        Nothing is changed by it, such as a masker's own average.
+
+        Args:
+            images: uint8 (batch, height, width, 3), of the size that training sees.
+            steps: the steps, counted as `step` counts them.
+        """
+        if not self.masks_images:
+            raise ConfigurationError(
+                f"Training keeps every patch. Received: masker={self.masker}, "
+                f"mask_ratio={self.mask_ratio}"
+            )
+        if not self.built:
+            self.build()
+        patches = patchify(images, self.image.patch_size)
+        masks = np.zeros((len(images), len(steps), patches.shape[1]), bool)
+        for place, step in enumerate(steps):
+            seed = Seed(self.seed or 0, step).named("masker")
+            with keras.StatelessScope():
+                ids = _chosen(self.masker, patches, self.kept_patches, self.grid, seed)
+            np.put_along_axis(masks[:, place], ops.convert_to_numpy(ids), values=True, axis=1)
+        return masks
+
+    # Another size -------------------------------------------------------------------------------
+
+    @property
+    def image_size(self) -> int | tuple[int, int] | None:
+        """Pixels of the pictures in training, None the tower's own; setting it makes `fit` compile
+        a new step.
+        """
+        return self._image_size
+
+    @image_size.setter
+    def image_size(self, size):
+        if size is not None:
+            size = checked_size(size, self.image)
+        self._image_size = size
+        self.train_function = None
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of the patches of a picture in training; None where the tower tells no grid."""
+        if not getattr(self.image, "grid", None) or self.image_size is None:
+            return getattr(self.image, "grid", None)
+        height, width = _sides(self.image_size)
+        return height // self.image.patch_size, width // self.image.patch_size
+
+    def _grid_of(self, x, training):
+        """The grid of `x`, pictures or patches: that of training, at inference the tower's own.
+
+        Pictures as training has them can be judged too, as `evaluate` does with a feed's batches.
+        """
+        own = getattr(self.image, "grid", None)
+        if not own or len(x.shape) != 4:
+            return self.grid if training else own
+        seen, expected = tuple(x.shape[1:3]), _sides(self.image_size or self.image.image_size)
+        if seen == expected:
+            return self.grid
+        if not training and seen == _sides(self.image.image_size):
+            return own
+        raise ConfigurationError(
+            "Expected pictures of {} x {} pixels. Received: {} x {}. ".format(*expected, *seen)
+            + "FLIP(image_size=...) says which size training sees."
+        )
 
     # Freezing -----------------------------------------------------------------------------------
 
@@ -234,9 +309,12 @@ class FLIP(TrainStep, keras.Model):
                 self.logit_bias = self.add_weight(
                     shape=(), dtype="float32", initializer=start, autocast=False, name="logit_bias"
                 )
-            images, texts = (None, *_image_size(self.image), 3), (None, self.text.length)
+            images, texts = (None, *_sides(self.image.image_size), 3), (None, self.text.length)
             parts = {self.image: images, self.text: texts}
             parts |= {self.masker: images, self.text_masker: texts}
+            for masker in (self.masker, self.text_masker):
+                if masker is not None:
+                    masker.prepare(self)
             for part, shape in parts.items():
                 if part is not None and not part.built:
                     part.build(shape)
@@ -272,28 +350,31 @@ class FLIP(TrainStep, keras.Model):
     def _embed_image(self, inputs, seed):
         x, ids = inputs.get("patches", inputs.get("image")), inputs.get("image_ids")
         patches = None  # all of them, where they are known
+        grid = self._grid_of(x, seed is not None)
         draws = seed is not None and ids is None and "image" in inputs and self.masks_images
         if len(x.shape) == 4 and (draws or ids is not None):
             # Raw uint8 patches are gathered, so that what is dropped is never converted or embedded.
             patches = patchify(x, self.image.patch_size)
             if draws:
                 own = seed.named("masker")
-                ids = _chosen(self.masker, patches, self.kept_patches, self.image.grid, own)
+                ids = _chosen(self.masker, patches, self.kept_patches, grid, own)
             x = gather(patches, ids)
         x = self.preprocessing.normalise(x)
         training, outputs = seed is not None, {}
+        # Only then: an encoder of one size need not know the argument.
+        resized = {} if grid == getattr(self.image, "grid", None) else {"grid": grid}
         if training and ids is not None and self.reconstruction is not None:
-            tokens = self.image.tokens(x, ids=ids, training=True)
+            tokens = self.image.tokens(x, ids=ids, training=True, **resized)
             features = self.image.pooled(tokens)
-            outputs = self._reconstruct(tokens, ids, patches)
+            outputs = self._reconstruct(tokens, ids, patches, **resized)
         elif ids is None:
-            features = self.image(x, training=training)
+            features = self.image(x, training=training, **resized)
         else:
-            features = self.image(x, ids=ids, training=training)
+            features = self.image(x, ids=ids, training=training, **resized)
         features = self.image_projection(features) if self.image_projection else features
         return {"image": _unit(features), **outputs}
 
-    def _reconstruct(self, tokens, ids, patches):
+    def _reconstruct(self, tokens, ids, patches, **resized):
         if patches is None:
             raise ConfigurationError(
                 "What the host has dropped can't be reconstructed: give images with image_ids instead "
@@ -301,7 +382,7 @@ class FLIP(TrainStep, keras.Model):
             )
         if ids.shape[1] == patches.shape[1]:
             return {}
-        predicted = self.reconstruction(tokens, ids, training=True)
+        predicted = self.reconstruction(tokens, ids, training=True, **resized)
         dropped = reconstructions.dropped_ids(ids, patches.shape[1])
         pixels = self.preprocessing.normalise(gather(patches, dropped))
         return {"reconstruction": self.reconstruction.loss(predicted, pixels)}
@@ -409,7 +490,7 @@ class FLIP(TrainStep, keras.Model):
                 patches of several views, whose unit vectors are averaged and made unit vectors again;
                 None is all. `flipkit.maskers.complementary_views` draws them.
         """
-        size = _image_size(self.image)
+        size = _sides(self.image.image_size)
         pixels = self.preprocessing.prepare(images, size[0] if size[0] == size[1] else size)
         if image_ids is None:
             return self._encode({"image": pixels}, batch_size)
@@ -459,13 +540,19 @@ class FLIP(TrainStep, keras.Model):
         (print_fn or print)(self.masking_summary())
         (print_fn or print)(self.learning_summary())
 
+    def image_summary(self) -> str:
+        """What training keeps of an image: `32 of 64 patches (mask ratio 0.5)`."""
+        if not getattr(self.image, "grid", None):
+            return "the whole image"
+        patches = f"{self.kept_patches} of {math.prod(self.grid or ())} patches"
+        if self.image_size is not None:
+            patches += " of {} x {} pixels".format(*_sides(self.image_size))
+        return f"{patches} (mask ratio {self.mask_ratio:g})"
+
     def masking_summary(self) -> str:
         """One line: how many patches and tokens training keeps."""
         tokens = f"{self.kept_tokens} of {self.text.length} text tokens"
-        if not getattr(self.image, "grid", None):
-            return f"Training keeps the whole image and {tokens}."
-        patches = f"{self.kept_patches} of {math.prod(self.image.grid)} patches"
-        return f"Training keeps {patches} (mask ratio {self.mask_ratio:g}) and {tokens}."
+        return f"Training keeps {self.image_summary()} and {tokens}."
 
     def facts(self) -> dict[str, str]:
         """What to know of this model before it trains, for a table."""
@@ -476,14 +563,14 @@ class FLIP(TrainStep, keras.Model):
     def get_config(self):
         names = ("masker", "mask_ratio", "text_masker", "text_mask_ratio", "dim", "image_head")
         names += ("text_head", "temperature", "max_logit_scale", "init_logit_bias", "frozen")
+        names += ("image_size",)
         config = {n: getattr(self, n) for n in ("image", "text", *names, "seed")}
         config["reconstruction"] = self.reconstruction
         config |= {"preprocessing": self.preprocessing, "tokenizer": self.tokenizer}
         config = registry.serialize(config)
-        for encoder in ("image", "text"):
-            config[encoder].pop("build_config", None)  # FLIP builds its towers itself
-        if self.reconstruction is not None:
-            config["reconstruction"].pop("build_config", None)
+        for part in ("image", "text", "masker", "text_masker", "reconstruction"):
+            if config[part] is not None:
+                config[part].pop("build_config", None)  # FLIP builds its parts itself
         return {**config, "name": self.name, "dtype": registry.serialize(self.dtype_policy)}
 
     @classmethod
@@ -537,16 +624,45 @@ def _chosen(masker, x, keep, grid, seed):
     ids = masker(x, keep=keep, grid=grid, seed=seed)
     dtype = keras.backend.standardize_dtype(ids.dtype)
     if tuple(ids.shape[1:]) != (keep,) or dtype != "int32":
-        raise ConfigurationError(
+        raise plugins.error_in_use(
+            "maskers",
+            masker,
             f"Expected {type(masker).__name__} to return int32 ids (batch, {keep}). Received: {dtype} "
-            f"{tuple(ids.shape)}. flipkit.testing.check_masker tells what else a masker must do."
+            f"{tuple(ids.shape)}",
+            "Mend it: flipkit.testing.check_masker tells what else a masker must do",
         )
     return ids
 
 
-def _image_size(encoder):
-    size = encoder.image_size
+def _sides(size):
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def checked_size(size, encoder):
+    """A size of pictures as an int or (height, width); refused if the encoder can't see them."""
+    whole = isinstance(size, int) or (isinstance(size, (list, tuple)) and len(size) == 2)
+    if not whole or not all(isinstance(side, int) and side > 0 for side in _sides(size)):
+        raise ConfigurationError(
+            f"Expected pixels, one side or (height, width). Received: image_size={size!r}"
+        )
+    size = size if isinstance(size, int) else tuple(size)
+    if _sides(size) == _sides(encoder.image_size):
+        return size
+    takes = inspect.signature(encoder.call).parameters
+    if not getattr(encoder, "grid", None) or "grid" not in takes:
+        raise ConfigurationError(
+            f"{type(encoder).__name__} sees pictures of one size (its call takes no `grid`). Expected "
+            f"image_size=None or {encoder.image_size}. Received: image_size={size}"
+        )
+    patch = encoder.patch_size
+    odd = [side for side in _sides(size) if side % patch]
+    if odd:
+        below = odd[0] // patch * patch
+        raise ConfigurationError(
+            f"Expected an image size divisible by the patch size. Received: image_size={size} and "
+            f"patch_size={patch}; the nearest sizes are {sorted({below, below + patch} - {0})}"
+        )
+    return size
 
 
 def _unit(x):

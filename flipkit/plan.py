@@ -110,6 +110,7 @@ def phases_table(plan) -> Table:
     row("peak learning rate", lambda p: "" if p["peak_rate"] is None else f"{p['peak_rate']:.4g}")
     if plan["data"]["samples"]:
         row(f"epochs of {plan['data']['samples']:,}", lambda p: f"{p['epochs']:.2f}")
+    row("image size", lambda p: _size(p["image_size"]))
     row("mask ratio, image and text", lambda p: f"{p['mask_ratio']:g}, {p['text_mask_ratio']:g}")
     row("tokens", lambda p: ", ".join(_number(count) for count in p["tokens"].values()))
     row("forward FLOPs per pair", lambda p: _giga(p["forward_flops_per_pair"]))
@@ -128,6 +129,10 @@ def _right(table):
     for column in table.columns[1:]:
         column.justify = "right"
     return table
+
+
+def _size(value):
+    return f"{value}" if isinstance(value, int) else " x ".join(map(str, value))
 
 
 def _number(value):

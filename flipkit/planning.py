@@ -24,20 +24,26 @@ def plan(run) -> dict:
 
     Returns:
         `parameters`; `towers`, by name, each with its encoder, parameters and tokens; `masking`, a list
-        of `Towers.masking` at mask ratios 0, 0.5, 0.75 and the run's own; `data` and its samples, where
-        they can be counted; `phases`, in order; `flops`, of all phases.
+        of `Towers.masking` at mask ratios 0, 0.5, 0.75 and the run's own, of pictures of the tower's own
+        size; `data` and its samples, where they can be counted; `phases`, in order, each at its image
+        size; `flops`, of all phases.
     """
     towers = Towers(run.model)
+    sized = {None: towers}  # by image size
     samples, unknown = None, None
     try:
         samples = run.count_data()
     except FlipkitError as problem:
         unknown = str(problem)
     ratios, phases = {name: getattr(run.model, name, 0.0) for name in MASKS}, []
+    size = getattr(run.model, "image_size", None)
     for phase in run.phases:
         told = {name: getattr(phase, name) for name in MASKS}
         ratios |= {name: ratio for name, ratio in told.items() if ratio is not None}
-        phases.append(_phase(phase, towers, *ratios.values()))
+        size = phase.image_size or size
+        if size not in sized:
+            sized[size] = Towers(run.model, size)
+        phases.append(_phase(phase, sized[size], *ratios.values()))
         phases[-1]["epochs"] = samples and phase.samples / samples
     own = {phase["mask_ratio"] for phase in phases}
     return {
@@ -64,6 +70,7 @@ def _phase(phase, towers, mask_ratio, text_mask_ratio):
         "warmup_steps": None if warmup is None else int(warmup // phase.batch_size),
         "mask_ratio": mask_ratio,
         "text_mask_ratio": text_mask_ratio,
+        "image_size": towers.image_size,
         "tokens": forward["tokens"],
         "forward_flops_per_pair": forward["flops"],
         "training_flops_per_pair": training,
@@ -79,10 +86,14 @@ class Towers:
 
     Args:
         model: `flipkit.FLIP` or another with encoders, of which a copy without memory is made.
+        image_size: of the pictures, as in `flipkit.FLIP`; None is the tower's own.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, image_size=None):
         self.model = shape_only(model)
+        self.image_size = image_size or model.image.image_size
+        if hasattr(model, "image_size"):
+            self.model.image_size = image_size
         for layer in self.model._flatten_layers():
             if isinstance(layer, Attention):
                 layer.impl = "einsum"  # the same products as the fused ones, on every machine
@@ -125,8 +136,12 @@ class Towers:
         if self.masks:
             self.model.mask_ratio = ratio
             return self.model.kept_patches
-        grid = getattr(self.model.image, "grid", None)
-        return math.prod(grid) if grid else None
+        return math.prod(self.grid) if self.grid else None
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of a picture's patches; None of an encoder that tells none."""
+        return getattr(self.model, "grid", getattr(self.model.image, "grid", None))
 
     def tokens(self, tower, ratio) -> int | None:
         """Tokens that pass through the blocks: those kept, and the image tower's class token."""
@@ -138,7 +153,11 @@ class Towers:
         kept = self.kept(tower, ratio)
         if (tower, kept) not in self._forward:
             inputs = self._patches if tower == "image" else self._words
-            self._forward[tower, kept] = _flops_of_layer(self.encoders[tower], *inputs(kept))
+            resized = tower == "image" and self.grid != getattr(self.model.image, "grid", None)
+            static = {"grid": self.grid} if resized else {}
+            self._forward[tower, kept] = _flops_of_layer(
+                self.encoders[tower], *inputs(kept), **static
+            )
         return self._forward[tower, kept]
 
     def training(self, ratio=0.0, text_ratio=0.0) -> dict[str, int]:
@@ -189,15 +208,15 @@ class Towers:
     # Inputs, as shapes
 
     def _pixels(self, dtype):
-        size = self.model.image.image_size
+        size = self.image_size
         height, width = (size, size) if isinstance(size, int) else size
         return jax.ShapeDtypeStruct((_ROWS, height, width, 3), dtype)
 
     def _patches(self, kept):
-        encoder = self.model.image
-        if kept is None or kept == math.prod(encoder.grid):
+        if kept is None or kept == math.prod(self.grid or ()):
             return self._pixels("float32"), {}
-        patches = jax.ShapeDtypeStruct((_ROWS, kept, 3 * encoder.patch_size**2), "float32")
+        pixels = 3 * self.model.image.patch_size**2
+        patches = jax.ShapeDtypeStruct((_ROWS, kept, pixels), "float32")
         return patches, {"ids": jax.ShapeDtypeStruct((_ROWS, kept), "int32")}
 
     def _words(self, kept):
@@ -217,7 +236,7 @@ def _size(layer):
     return sum(math.prod(variable.shape) for variable in layer.weights)
 
 
-def _flops_of_layer(layer, x, rest=None, *, training=False):
+def _flops_of_layer(layer, x, rest=None, *, training=False, **static):
     """FLOPs of a layer for one row of its input; `training` adds the gradient of what it learns."""
     learned, others = (
         [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables]
@@ -225,7 +244,7 @@ def _flops_of_layer(layer, x, rest=None, *, training=False):
     )
 
     def total(learned, others, x, rest):
-        outputs, _ = layer.stateless_call(learned, others, x, **rest, training=training)
+        outputs, _ = layer.stateless_call(learned, others, x, **rest, **static, training=training)
         return sum(ops.sum(ops.cast(output, "float32")) for output in jax.tree.leaves(outputs))
 
     function = jax.value_and_grad(total) if training else total

@@ -1,6 +1,7 @@
-"""What a flipkit program asks of its process before anything heavy is imported."""
+"""What a flipkit program asks of its process: large pages, and programs that are compiled once."""
 
 import os
+import pathlib
 import platform
 import sys
 
@@ -20,3 +21,12 @@ def take_huge_pages():
         return
     os.environ["GLIBC_TUNABLES"] = _HUGE_PAGES
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+
+
+def cache_programs():
+    """Keeps compiled programs between processes, so that a run that goes on starts at once."""
+    import jax
+
+    folder = os.environ.get("FLIPKIT_CACHE", pathlib.Path.home() / ".cache" / "flipkit")
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder) / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

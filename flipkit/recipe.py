@@ -136,6 +136,11 @@ def scaled(run, scale: str):
 
     config = run.get_config()
     _shrink(config["model"])
+    for phase in config["phases"]:
+        if phase["config"]["image_size"] is not None:
+            share = _side(phase["config"]["image_size"]) / _side(run.model.image.image_size)
+            patches = max(1, round(share * TINY["image_size"] / TINY["patch_size"]))
+            phase["config"]["image_size"] = patches * TINY["patch_size"]
     labelled = run.model.reads == "label"
     values = {
         # Of the shapes the tests have labels; bytes need no file.
@@ -159,6 +164,10 @@ def scaled(run, scale: str):
         if f"evaluators.{name}.classnames" in known:
             values[f"evaluators.{name}.classnames"] = None  # the shapes have their own
     return type(run).from_config(config).with_overrides(values)
+
+
+def _side(size):
+    return size if isinstance(size, int) else max(size)
 
 
 def _shrink(node):

@@ -5,7 +5,13 @@ from keras import ops
 
 from flipkit import registry
 from flipkit.errors import ConfigurationError
-from flipkit.layers import TransformerBlock, gather, layer_norm, sincos_positions
+from flipkit.layers import (
+    TransformerBlock,
+    gather,
+    layer_norm,
+    resample_positions,
+    sincos_positions,
+)
 from flipkit.maskers import keep_lowest
 from flipkit.registry import register
 
@@ -56,22 +62,24 @@ class MAEDecoder(keras.layers.Layer):
             initializer=keras.initializers.RandomNormal(stddev=0.02),
             name="mask_token",
         )
-        self.position = sincos_positions(grid, self.dim)
+        self.grid, self.position = grid, sincos_positions(grid, self.dim)
         self.pixels = keras.layers.Dense(pixels, dtype=self.dtype_policy, name="pixels")
         self.embed.build((None, tokens_shape[-1]))
         for layer in [*self.blocks, self.norm]:
             layer.build((None, None, self.dim))
         self.pixels.build((None, self.dim))
 
-    def call(self, tokens, ids, training=False):
+    def call(self, tokens, ids, training=False, grid=None):
         """Tokens (batch, [class token +] kept, width) -> pixels (batch, dropped, pixels).
 
         Args:
             tokens: what the tower made of the kept patches, the class token first where it has one.
             ids: int32 (batch, kept), the patches kept.
             training: passed on to the blocks.
+            grid: (rows, columns) of all patches where a picture has another size, as in `flipkit.ViT`.
         """
-        kept, patches = ids.shape[1], len(self.position)
+        position = resample_positions(self.position, self.grid, grid or self.grid)
+        kept, patches = ids.shape[1], len(position)
         first = tokens.shape[1] - kept
         dropped = dropped_ids(ids, patches)
         x = self.embed(tokens)
@@ -81,7 +89,7 @@ class MAEDecoder(keras.layers.Layer):
         # Kept tokens, then mask tokens: the order in which the ids are sorted puts them in place.
         order = ops.argsort(ops.concatenate([ids, dropped], axis=1), axis=1)
         places = gather(ops.concatenate([x[:, first:], masks], axis=1), order)
-        places = places + ops.cast(self.position, x.dtype)[None]
+        places = places + ops.cast(position, x.dtype)[None]
         x = ops.concatenate([x[:, :first], places], axis=1)
         for block in self.blocks:
             x = block(x, training=training)

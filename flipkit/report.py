@@ -47,6 +47,15 @@ def summary(row) -> str:
     return "\n".join(lines)
 
 
+def compiled(programs) -> str:
+    """How many programs of the training step were compiled, {phase: count}: one each, as a rule."""
+    total, phases = sum(programs.values()), len(programs)
+    told = f"Compiled {total} program{'s' * (total != 1)} of the training step for {phases} "
+    told += f"phase{'s' * (phases != 1)}"
+    more = [f"{count} for phase {phase}" for phase, count in programs.items() if count > 1]
+    return f"{told}, {', '.join(more)}: each costs time." if more else f"{told}."
+
+
 def draw_run(rows, path) -> pathlib.Path | None:
     """A run's loss, accuracy and evaluations over time, from its rows of metrics.
 
@@ -75,65 +84,94 @@ def draw_run(rows, path) -> pathlib.Path | None:
     return _save(figure, plt, pathlib.Path(path))
 
 
-def draw_comparison(runs, metric, path, *, title, chance=None) -> pathlib.Path | None:
-    """A metric against training time, one line per run.
+def draw_study(rows, metric, budget, path, *, title, chance=None) -> pathlib.Path | None:
+    """The variants of a study from the best down, a dot for each seed, and their curves beside them.
 
     Args:
-        runs: {label: rows of metrics}.
-        metric: a name in metrics.jsonl, such as "zero_shot/top1".
+        rows: `flipkit.study.Row`s.
+        metric: a name in their results' evaluations, such as "zero_shot/top1".
+        budget: what the curves go over: "seconds", "samples" or "flops".
         chance: the metric of a guess, drawn as a dotted line.
     """
     plt = _pyplot()
     if plt is None:
         return None
-    figure, axis = plt.subplots(figsize=(7.5, 4.8))
-    for label, rows in runs.items():
-        _curve(axis, rows, metric, title, label=label, percent=True)
+    factor, unit = (100, "%") if is_share(metric) else (1, "")
+    figure, (ends, curves) = plt.subplots(
+        1, 2, figsize=(13, max(3.6, 0.32 * len(rows) + 1.6)), width_ratios=(1.15, 1)
+    )
+    for place, row in enumerate(rows):
+        colour = plt.get_cmap("tab20")(place % 20)
+        ends.plot(
+            [factor * v for v in row.values], [place] * len(row.values), "o", color=colour, ms=5
+        )
+        ends.plot([factor * row.mean] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.5)
+        for number, result in enumerate(row.results):
+            points = [(e[budget], factor * e[metric]) for e in result.evaluations if metric in e]
+            label = row.variant.label if number == 0 else None
+            curves.plot(*zip(*points, strict=True), color=colour, linewidth=1.1, label=label)
+    ends.set_yticks(range(len(rows)), [row.variant.label for row in rows])
+    ends.invert_yaxis()
+    ends.set_xlabel(f"{metric} at the end{unit and f', {unit}'}; bar: mean over seeds")
+    ends.grid(axis="x", alpha=0.3)
     if chance is not None:
-        axis.axhline(100 * chance, color="0.5", linestyle=":", label=f"chance ({chance:.2%})")
-    axis.set_xlabel("seconds of training")
-    axis.set_ylabel("%")
-    axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
-    axis.legend()
+        curves.axhline(factor * chance, color="0.5", linestyle=":", label="chance")
+    curves.set_xlabel(
+        {"flops": "FLOPs", "samples": "pairs", "seconds": "seconds of training"}[budget]
+    )
+    curves.set_ylabel(f"{metric}{unit and f', {unit}'}")
+    curves.set_ylim(bottom=0)
+    curves.grid(alpha=0.3)
+    if len(rows) <= 6:
+        curves.legend(fontsize=8)
+    figure.suptitle(title)
     return _save(figure, plt, pathlib.Path(path))
 
 
-def draw_masks(pixels, patch_size, sheet, path, *, title) -> pathlib.Path | None:
-    """What maskers keep of a picture: a row for each, a column for each step, the rest faded.
+def is_share(metric) -> bool:
+    """Whether a metric is a share, shown in percent, and no number of another kind."""
+    return metric.rpartition("/")[2] not in ("mrr", "loss")
+
+
+def shown(metric, value) -> str:
+    """A metric as it is read: `12.34 %`, `0.2170`."""
+    return f"{100 * value:.2f} %" if is_share(metric) else f"{value:.4f}"
+
+
+def draw_masks(rows, patch_size, path, *, title, first=0) -> pathlib.Path | None:
+    """What is kept of pictures: a row for each, a column for each step, the rest faded.
 
     Args:
-        pixels: uint8 (height, width, 3).
+        rows: (label, uint8 pixels (height, width, 3), bool (steps, patches)) of each row.
         patch_size: pixels per side of a patch.
-        sheet: {masker's name: bool (steps, patches)}.
+        first: number of the first step.
     """
     plt = _pyplot()
     if plt is None:
         return None
-    height, width = (side // patch_size for side in pixels.shape[:2])
-    steps = max(len(masks) for masks in sheet.values())
+    steps = max(len(masks) for _, _, masks in rows)
     figure, axes = plt.subplots(
-        len(sheet), steps, figsize=(1.7 * steps + 1, 1.75 * len(sheet) + 0.5), squeeze=False
+        len(rows), steps, figsize=(1.7 * steps + 1, 1.75 * len(rows) + 0.5), squeeze=False
     )
-    for row, (name, masks) in zip(axes, sheet.items(), strict=True):
-        row[0].set_ylabel(name)
-        for step, (axis, mask) in enumerate(zip(row, masks, strict=True)):
+    for line, (label, pixels, masks) in zip(axes, rows, strict=True):
+        line[0].set_ylabel(label)
+        height, width = (side // patch_size for side in pixels.shape[:2])
+        for step, (axis, mask) in enumerate(zip(line, masks, strict=True)):
             mask = mask.reshape(height, 1, width, 1, 1).repeat(patch_size, 1).repeat(patch_size, 3)
             mask = mask.reshape(*pixels.shape[:2], 1)
             axis.imshow(mask * pixels + ~mask * (pixels // 6 + 40))
             axis.set_xticks([])
             axis.set_yticks([])
             if axis in axes[0]:
-                axis.set_title(f"step {step}", fontsize=9)
+                axis.set_title(f"step {first + step:,}", fontsize=9)
     figure.suptitle(title)
     return _save(figure, plt, pathlib.Path(path))
 
 
-def _curve(axis, rows, name, title, label=None, percent=False):
+def _curve(axis, rows, name, title, label=None):
     points = [(row["seconds"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
     if points:
         x, y = zip(*points, strict=True)
-        y = [100 * value for value in y] if percent else y
         axis.plot(x, y, marker="o" if len(points) < 30 else None, markersize=4, label=label)
     axis.set_title(title)
 

@@ -5,7 +5,6 @@ sets an argument of the recipe function, or anything in its run by a dotted path
 The same command again goes on from the last checkpoint.
 """
 
-import os
 import pathlib
 import sys
 
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from flipkit import recipe
 from flipkit.errors import ConfigurationError, FlipkitError
-from flipkit.process import take_huge_pages
+from flipkit.process import cache_programs, take_huge_pages
 from flipkit.settings import REQUIRED, split_settings
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/<recipe's name>.")
@@ -100,7 +99,10 @@ def run_table(run, name, workdir) -> Table:
     model = shape_only(run.model) if freezes else None
     for i, phase in enumerate(run.phases):
         masked = "" if phase.mask_ratio is None else f", mask ratio {phase.mask_ratio:g}"
-        what = f"{phase.samples:,} pairs, {phase.steps:,} steps of {phase.batch_size:,}{masked}"
+        sized = "" if phase.image_size is None else f", image size {phase.image_size}"
+        what = (
+            f"{phase.samples:,} pairs, {phase.steps:,} steps of {phase.batch_size:,}{masked}{sized}"
+        )
         table.add_row(f"phase {i}", what)
         if freezes:
             model.frozen = model.frozen if phase.frozen is None else phase.frozen
@@ -120,15 +122,6 @@ def _named(part):
     sizes = {name: getattr(part, name, None) for name in names}
     told = ", ".join(f"{n}={v}" for n, v in sizes.items() if v is not None)
     return f"{type(part).__name__}({told})"
-
-
-def cache_programs():
-    """Keeps compiled programs between processes, so that a run that goes on starts at once."""
-    import jax
-
-    folder = os.environ.get("FLIPKIT_CACHE", pathlib.Path.home() / ".cache" / "flipkit")
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder) / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def start():

@@ -68,6 +68,11 @@ class WarmupCosine(Schedule):
         super().__init__(**kwargs)
         self.peak, self.warmup, self.floor = peak, warmup, floor
 
+    @classmethod
+    def example(cls):
+        """One to check, for `flipkit.testing`."""
+        return cls(1e-3, warmup=5_000)
+
     def check(self):
         if not 0 <= self.warmup < self.total:  # pyright: ignore[reportOperatorIssue]
             raise ConfigurationError(
@@ -96,12 +101,60 @@ class Constant(Schedule):
         super().__init__(**kwargs)
         self.peak, self.warmup = peak, warmup
 
+    @classmethod
+    def example(cls):
+        """One to check, for `flipkit.testing`."""
+        return cls(1e-3)
+
     def rate(self, samples, total):
         rising = samples / float(self.warmup) if self.warmup else ops.ones_like(samples)
         return self.peak * ops.clip(rising, 0.0, 1.0)
 
     def get_config(self):
         return {**super().get_config(), "peak": self.peak, "warmup": self.warmup}
+
+
+@register
+class Stretch(Schedule):
+    """A stretch of a longer schedule: of its `whole` samples those that come after the first `before`.
+
+    So one curve runs on over several phases; `flipkit.mask_phases` makes them.
+
+    Args:
+        schedule: the longer one: a name, an object or its config.
+        before: samples that it has gone through when the stretch begins.
+        whole: samples that it has in all.
+    """
+
+    def __init__(self, schedule, before, whole, **kwargs):
+        super().__init__(**kwargs)
+        self.schedule, self.before, self.whole = get(schedule), before, whole
+
+    @property
+    def peak(self):
+        """The highest rate of the longer schedule."""
+        return self.schedule.peak
+
+    @property
+    def warmup(self):
+        """Samples of this stretch in which the longer schedule still warms up."""
+        return max(0, self.schedule.warmup - self.before)
+
+    def check(self):
+        if not 0 <= self.before < self.before + self.total <= self.whole:
+            raise ConfigurationError(
+                f"Expected a stretch within its schedule of {self.whole:,} samples. Received: "
+                f"{self.total:,} samples after the first {self.before:,}. Whoever changes a phase's "
+                "pairs has to change the stretches of its schedule too."
+            )
+        self.schedule.bind(self.batch_size, self.whole)
+
+    def rate(self, samples, total):
+        return self.schedule.rate(samples + float(self.before), float(self.whole))
+
+    def get_config(self):
+        own = {"before": self.before, "whole": self.whole}
+        return {**super().get_config(), **own, "schedule": registry.serialize(self.schedule)}
 
 
 def get(identifier) -> Schedule:

@@ -2,10 +2,12 @@
 
     python -m flipkit.show masks
     python -m flipkit.show masks image=dog.jpg mask_ratio=0.75 maskers=random,gaussian out=masks.png
+    python -m flipkit.show masks model=runs/shapes image=dog.jpg
 
 Settings: `image` (a file; by default a scene of captioned shapes), `mask_ratio` (0.5), `maskers` (names;
-by default all that are installed), `patch_size` (16), `image_size` (224), `steps` (5, the columns),
-`seed` (0), `out` (masks.png).
+by default all that are installed and ask no tower), `patch_size` (16), `image_size` (224), `steps` (5, the
+columns), `seed` (0), `out` (masks.png). `model`, a `.keras` file or a finished run's folder, shows what the
+model's own masker keeps, at the size and ratio that it was trained with.
 """
 
 import pathlib
@@ -18,6 +20,7 @@ from flipkit.settings import as_like, parse, split_settings
 
 SETTINGS = {
     "image": "",
+    "model": "",
     "mask_ratio": 0.5,
     "maskers": "",
     "patch_size": 16,
@@ -45,9 +48,26 @@ def main(arguments):
     return 0
 
 
-def draw(image, mask_ratio, maskers, patch_size, image_size, steps, seed, out) -> pathlib.Path:
+def draw(
+    image, model, mask_ratio, maskers, patch_size, image_size, steps, seed, out
+) -> pathlib.Path:
     """Writes the picture; the command line's settings are its arguments."""
-    from flipkit import plugins, report
+    from flipkit import report
+
+    if model:
+        rows, patch_size, title = _of_model(model, image, steps)
+    else:
+        rows = _of_maskers(image, mask_ratio, maskers, patch_size, image_size, steps, seed)
+        title = f"Mask ratio {mask_ratio:g}"
+    path = report.draw_masks(rows, patch_size, out, title=title)
+    if path is None:
+        raise ConfigurationError("Pictures need matplotlib: pip install 'flipkit[plot]'")
+    return path
+
+
+def _of_maskers(image, mask_ratio, maskers, patch_size, image_size, steps, seed):
+    """A row for each masker."""
+    from flipkit import plugins
     from flipkit.maskers import get
     from flipkit.preprocessing import Preprocessing
 
@@ -61,14 +81,29 @@ def draw(image, mask_ratio, maskers, patch_size, image_size, steps, seed, out) -
         name: get(name) for name in (maskers.split(",") if maskers else plugins.names("maskers"))
     }
     if not maskers:
-        made = {name: masker for name, masker in made.items() if "words" not in masker.needs}
+        made = {n: masker for n, masker in made.items() if not {"words", "tower"} & {*masker.needs}}
+    for name, masker in made.items():
+        if "tower" in masker.needs:
+            raise ConfigurationError(
+                f"The masker {name!r} asks a model's tower: show a model that was trained with it, "
+                "model=runs/..."
+            )
     (pixels,) = Preprocessing().prepare([image or _scene(seed)], image_size)
     drawn = (pixels, patch_size, mask_ratio, steps, seed)
-    sheet = {name: kept(masker, *drawn) for name, masker in made.items()}
-    path = report.draw_masks(pixels, patch_size, sheet, out, title=f"Mask ratio {mask_ratio:g}")
-    if path is None:
-        raise ConfigurationError("Pictures need matplotlib: pip install 'flipkit[plot]'")
-    return path
+    return [(name, pixels, kept(masker, *drawn)) for name, masker in made.items()]
+
+
+def _of_model(where, image, steps):
+    """A row for the model's own masker; its patch size; the picture's title."""
+    from flipkit import load_model
+    from flipkit.evaluate import model_path
+
+    model = load_model(model_path(where))
+    size = model.image_size or model.image.image_size
+    pixels = model.preprocessing.prepare([image or _scene(0)], size)
+    masks = model.draw_masks(pixels, range(steps))
+    row = (type(model.masker).__name__, pixels[0], masks[0])
+    return [row], model.image.patch_size, f"Training keeps {model.image_summary()}"
 
 
 def kept(masker, pixels, patch_size, mask_ratio, steps, seed=0):

@@ -47,6 +47,7 @@ class TrainStep:
             return loss, (unscaled, y_pred, *updates)
 
         def train_step(self, state, data):
+            self.meter.programs += 1  # what is jitted runs only to be compiled
             trainable, non_trainable, optimizer, metrics = state
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             loss_and_gradient = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
@@ -127,11 +128,12 @@ class Meter:
     Attributes:
         pairs: rows fed so far.
         waited: seconds spent waiting for the next batch.
+        programs: how many were compiled: one, if all batches had the same shapes.
         fresh: whether the program has yet to be compiled.
     """
 
     def __init__(self):
-        self.pairs, self.waited, self.fresh = 0, 0.0, True
+        self.pairs, self.waited, self.programs, self.fresh = 0, 0.0, 0, True
 
     def measured(self, train_function):
         """`train_function` with its input watched."""

@@ -5,6 +5,7 @@ import importlib.metadata
 import inspect
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -19,13 +20,16 @@ from flipkit.classifier import Classifier
 from flipkit.errors import BadSample, ConfigurationError, FlipkitError, UnknownName, nearest
 from flipkit.feed import Feed
 from flipkit.journal import Journal
-from flipkit.model import FLIP
+from flipkit.maskers import kept_count
+from flipkit.model import FLIP, checked_size
 from flipkit.paths import canonical, checked_patterns, select
 from flipkit.registry import Configurable, register
+from flipkit.schedules import Stretch
 from flipkit.settings import as_like
 from flipkit.weights import initial
 
-PHASE_SETTINGS = ("mask_ratio", "text_mask_ratio", "frozen")  # of the model; None goes on as it was
+# Of the model; None goes on as it was.
+PHASE_SETTINGS = ("mask_ratio", "text_mask_ratio", "frozen", "image_size")
 TOKENIZER_TEXTS = 50_000  # captions that an untrained tokenizer learns from
 
 
@@ -38,6 +42,8 @@ class Phase(Configurable):
         batch_size: pairs per step.
         schedule: `flipkit.Schedule` over this phase's samples; None keeps the optimizer's own rate.
         mask_ratio, text_mask_ratio: shares dropped in this phase; None leaves them as they were.
+        image_size: pixels of this phase's pictures, as in `flipkit.FLIP`; None leaves it as it was, so
+            that a phase at the tower's own size says that size.
         frozen: patterns of variables that this phase leaves as they are, as in `flipkit.FLIP`; None is
             those of the phase before, [] trains everything.
         optimizer: "kept" goes on with the moments of the phase before, "fresh" starts anew.
@@ -51,12 +57,14 @@ class Phase(Configurable):
         *,
         mask_ratio=None,
         text_mask_ratio=None,
+        image_size=None,
         frozen=None,
         optimizer="kept",
     ):
         self.pairs, self.batch_size = _whole("pairs", pairs), _whole("batch_size", batch_size)
         self.schedule = schedules.get(schedule)
         self.mask_ratio, self.text_mask_ratio = mask_ratio, text_mask_ratio
+        self.image_size = tuple(image_size) if isinstance(image_size, list) else image_size
         self.frozen = None if frozen is None else checked_patterns("frozen", frozen)
         self.optimizer = optimizer
         if self.pairs < self.batch_size:
@@ -79,6 +87,71 @@ class Phase(Configurable):
     def samples(self) -> int:
         """Pairs that this phase uses: whole batches."""
         return self.steps * self.batch_size
+
+
+CURVES = {  # what share of the way from its start to its end a ratio has gone, at a share of the run
+    "constant": lambda share: 0.0,
+    "linear": lambda share: share,
+    "cosine": lambda share: (1 - math.cos(math.pi * share)) / 2,
+}
+
+
+def mask_phases(
+    ratios,
+    pairs,
+    batch_size,
+    schedule=None,
+    *,
+    start=0.75,
+    end=0.0,
+    buckets=4,
+    name="mask_ratio",
+    tokens=None,
+    **settings,
+) -> list[Phase]:
+    """Phases in which the mask ratio changes while one learning-rate curve runs on over all of them.
+
+        flipkit.mask_phases("cosine", 12_800_000_000, 65_536, schedule, start=0.75, end=0.0, buckets=4)
+
+    Each phase is one compiled program; neighbours that keep equally many tokens become one phase.
+
+    Args:
+        ratios: "constant" (`start` throughout), "linear" or "cosine" from `start`, which the first
+            bucket has, to `end`, which the last has; or the steps themselves, a list of ratios for equal
+            shares of the pairs: `[0.5] * 9 + [0.0]` leaves the last tenth unmasked.
+        pairs, batch_size: of all phases together; each has whole batches.
+        schedule: learning rate over all of them, as in `flipkit.Phase`.
+        start, end: ratios, in [0, 1).
+        buckets: how many ratios a curve is cut into.
+        name: which ratio it is: "mask_ratio" or "text_mask_ratio".
+        tokens: how many a picture or a text has; None takes only equal ratios for keeping equally many.
+        settings: of `flipkit.Phase`, for all phases.
+    """
+    if isinstance(ratios, str):
+        if ratios not in CURVES:
+            raise UnknownName(f"Unknown ratios: {ratios!r}. {nearest(ratios, CURVES)}")
+        last = max(_whole("buckets", buckets) - 1, 1)
+        shares = [CURVES[ratios](i / last) for i in range(buckets)]
+        ratios = [start + (end - start) * share for share in shares]
+    if name not in ("mask_ratio", "text_mask_ratio"):
+        hint = nearest(name, ("mask_ratio", "text_mask_ratio"))
+        raise UnknownName(f"Unknown ratio: {name!r}. {hint}")
+    schedule, batch_size = schedules.get(schedule), _whole("batch_size", batch_size)
+    steps = _whole("pairs", pairs) // batch_size
+    if not 0 < len(ratios) <= steps:
+        raise ConfigurationError(
+            f"Expected from 1 to {steps:,} ratios, one a step at most. Received: {len(ratios)} ratios "
+            f"for {pairs:,} pairs in batches of {batch_size:,}"
+        )
+    kept = [kept_count(tokens, ratio) if tokens else ratio for ratio in ratios]
+    firsts = [i for i in range(len(kept)) if i == 0 or kept[i] != kept[i - 1]]
+    bounds = [steps * i // len(kept) * batch_size for i in (*firsts, len(kept))]  # in samples
+    phases = []
+    for i, (before, after) in zip(firsts, itertools.pairwise(bounds), strict=True):
+        whole = (before, after) == (0, bounds[-1])
+        rate = schedule if whole or schedule is None else Stretch(schedule, before, bounds[-1])
+        phases.append(Phase(after - before, batch_size, rate, **{name: ratios[i]}, **settings))
+    return phases
 
 
 def _whole(name, value, least=1):
@@ -160,6 +233,8 @@ class Run(Configurable):
                         f"A {type(model).__name__} has no {name}. Received: "
                         f"phases.{index}.{name}={getattr(phase, name)!r}"
                     )
+            if phase.image_size is not None:
+                checked_size(phase.image_size, model.image)
 
     def get_config(self):
         config = super().get_config()
@@ -235,8 +310,8 @@ class Run(Configurable):
         """Trains, and returns the model; goes on from the newest checkpoint in `workdir`.
 
         Args:
-            workdir: folder for `run.json`, `metrics.jsonl`, checkpoints, `model.keras` and
-                pictures; None keeps nothing.
+            workdir: folder for `run.json`, `metrics.jsonl`, checkpoints, `model.keras` and pictures,
+                of the curves and of what each phase's mask keeps; None keeps nothing.
             recipe: the recipe's name, for the records.
             say: called with lines of progress; None is silent.
 
@@ -291,10 +366,14 @@ class Run(Configurable):
             train_tokenizer(self.model, self.data, journal)
 
         def batches(index):
-            phase, before = self.phases[index], self.phases[:index]
-            first = sum(p.samples for p in before)
-            size = phase.batch_size
-            return self.feed.open(self.data, self.model, size, seed=self.seed, first=first)
+            return self.feed.open(
+                self.data,
+                self.model,
+                self.phases[index].batch_size,
+                seed=self.seed,
+                first=sum(phase.samples for phase in self.phases[:index]),
+                image_size=self._told(index).get("image_size"),
+            )
 
         for index in range(len(self.phases)):
             batches(index)  # says what is wrong with any phase before there are weights
@@ -319,10 +398,8 @@ class Run(Configurable):
     def _enter(self, index, previous):
         """Readies the model for phase `index`; `previous` is the optimizer of the one before."""
         phase = self.phases[index]
-        for name in PHASE_SETTINGS:
-            told = [getattr(earlier, name) for earlier in self.phases[: index + 1]]
-            if told := [setting for setting in told if setting is not None]:
-                setattr(self.model, name, told[-1])
+        for name, setting in self._told(index).items():
+            setattr(self.model, name, setting)
         config = self.optimizer.get_config()
         if phase.schedule is not None:
             start = self._steps_of_optimizer(index)
@@ -332,6 +409,13 @@ class Run(Configurable):
         optimizer.build(self.model.trainable_variables)
         if previous is not None and phase.optimizer == "kept":
             optimizers.take_moments(optimizer, previous, self.model.trainable_variables)
+
+    def _told(self, index):
+        """What the phases up to `index` have said of the model, {name: setting}: the last word holds."""
+        told = [
+            (name, getattr(p, name)) for p in self.phases[: index + 1] for name in PHASE_SETTINGS
+        ]
+        return {name: setting for name, setting in told if setting is not None}
 
     def _steps_of_optimizer(self, index):
         """How many steps the optimizer of phase `index` has behind it when the phase begins.
@@ -375,6 +459,8 @@ class Run(Configurable):
         # run that goes on, train from the weights themselves.
         self.model.optimizer.finalize_variable_values = lambda variables: None
         opened = batches(index)
+        if not done:
+            journal.show_masks(self.model, opened, index)
         data = opened.from_step(done)
         callbacks = [_StopAt(phase.steps - done)]
         if self.evaluators:

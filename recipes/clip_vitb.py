@@ -9,7 +9,11 @@ from flip_vitb import recipe as flip_vitb
 
 import flipkit
 
-OPENAI = {  # arXiv 2103.00020 and its released models
+OPENAI = {  # arXiv 2103.00020 and its released models: ViT-B/16 as open_clip and transformers have it
+    "model.preprocessing": flipkit.Preprocessing("clip"),
+    "model.tokenizer": "clip_bpe",
+    "model.text.vocab": 49_408,
+    "model.text.length": 77,
     "model.image.positions": "learned",
     "model.image.class_position": True,
     "model.image.patch_bias": False,

@@ -253,6 +253,38 @@ def test_images_may_be_taller_than_wide():
     np.testing.assert_allclose(run(layer, x), run(layer, patches), atol=1e-6)
 
 
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+def test_a_picture_of_another_size_has_resampled_positions(positions):
+    layer = vit(positions=positions, class_position=positions == "learned")
+    smaller = vit(image_size=(8, 12), positions="learned", class_position=positions == "learned")
+    own = np.asarray(layer.position)
+    first, table = own[: len(own) - 16], own[len(own) - 16 :]
+    table = layers.resample_positions(table, (4, 4), (2, 3))
+    for variable in smaller.variables:
+        if variable.name != "position":
+            variable.assign(next(v for v in layer.variables if v.path == variable.path))
+    smaller.position.assign(np.concatenate([first, table]))
+    x = images(height=8, width=12)
+    expected = np.asarray(smaller(x))
+    np.testing.assert_allclose(np.asarray(layer(x, grid=(2, 3))), expected, atol=1e-5)
+    ids = np.array([[0, 4], [1, 2], [3, 5]], "int32")
+    np.testing.assert_allclose(
+        np.asarray(layer(x, ids=ids, grid=(2, 3))), np.asarray(smaller(x, ids=ids)), atol=1e-5
+    )
+
+
+def test_learned_positions_of_another_grid_get_a_gradient():
+    layer, x = vit(positions="learned"), images(height=8, width=8)
+
+    def total(weights):
+        features, _ = layer.stateless_call(weights, [], x, grid=(2, 2))
+        return ops.sum(features**2)
+
+    gradients = jax.grad(total)([v.value for v in layer.trainable_variables])
+    names = [v.name for v in layer.trainable_variables]
+    assert (np.abs(gradients[names.index("position")]).max(axis=1) > 0).all()
+
+
 def test_it_sees_where_a_patch_is(tower):
     x = images(1)
     other = np.roll(x, 4, axis=2)

@@ -82,6 +82,29 @@ def test_sincos_positions_are_maes(grid, dim):
     np.testing.assert_allclose(found, mae_positions(*grid, dim), atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "new_size"), [(14, 14), (4, 9), (14, 6), (7, 1), (1, 3)])
+def test_resampling_is_the_antialiased_cubic_of_jax(size, new_size):
+    line = np.random.default_rng(0).normal(size=(size, 2)).astype("float32")
+    expected = jax.image.resize(line, (new_size, 2), "cubic", antialias=True)
+    matrix = layers.resampling(size, new_size)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1)
+    np.testing.assert_allclose(matrix @ line, expected, atol=1e-5)
+
+
+def test_resampled_positions_lie_where_they_lay_in_the_picture():
+    """A table that rises with rows and columns rises as much, over the whole picture, in any grid."""
+    rows, columns = np.indices((8, 8)).reshape(2, -1) / 8 + 1 / 16
+    table = np.stack([rows, columns], axis=1).astype("float32")
+    found = layers.resample_positions(table, (8, 8), (4, 2)).reshape(4, 2, 2)
+    np.testing.assert_allclose(found[:, 0, 0], (np.arange(4) + 0.5) / 4, atol=0.03)
+    np.testing.assert_allclose(found[0, :, 1], (np.arange(2) + 0.5) / 2, atol=0.03)
+
+
+def test_positions_of_their_own_grid_stay_the_same_object():
+    table = layers.sincos_positions((3, 4), 16)
+    assert layers.resample_positions(table, (3, 4), [3, 4]) is table
+
+
 def test_the_first_half_of_a_position_tells_the_column():
     table = layers.sincos_positions((3, 4), 16).reshape(3, 4, 16)
     np.testing.assert_array_equal(table[0, :, :8], table[2, :, :8])

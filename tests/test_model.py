@@ -2,6 +2,7 @@ import functools
 import io
 import json
 import pathlib
+import re
 import types
 
 import jax
@@ -162,6 +163,39 @@ def test_patches_with_ids_are_the_image_with_ids(plain, pairs):
     assert_same(outputs(plain, every), outputs(plain, batch), atol=1e-6)
 
 
+def step_program(model, batch):
+    """The compiled step of training as XLA's text, and the shapes of what the host hands it."""
+    model.compile("adam")
+    model.optimizer.build(model.trainable_variables)
+    model.make_train_function()
+    parts = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    state = tuple([v.value for v in variables] for variables in parts)
+    program = jax.jit(model.train_step).lower(state, (batch,)).compile()
+    assert model.meter.programs == 1
+    entry = next(line for line in program.as_text().splitlines() if "entry_computation" in line)
+    return program.as_text(), set(re.findall(r"(?:u8|s32)\[[\d,]+\]", entry.partition("->")[0]))
+
+
+def test_a_step_with_masks_of_the_host_sorts_nothing_and_is_handed_no_dropped_pixel(tiny, pairs):
+    batch = pairs(8)
+    ids = np.stack([np.sort(np.random.default_rng(i).permutation(16)[:8]) for i in range(8)])
+    patches = np.take_along_axis(
+        np.asarray(layers.patchify(batch["image"], 4)), ids[..., None], axis=1
+    )
+    hosts = {"patches": patches, "image_ids": ids.astype("int32"), "text": batch["text"]}
+    drawn, whole = step_program(tiny(seed=3), batch)
+    given, kept = step_program(tiny(seed=3), hosts)
+    assert re.search(r"\bsort\(", drawn)
+    assert not re.search(r"\bsort\(", given)
+    assert whole == {"u8[8,16,16,3]", "s32[8,6]"}
+    assert kept == {"u8[8,8,48]", "s32[8,8]", "s32[8,6]"}
+
+
 def test_a_text_masker_keeps_some_tokens_in_training_only(tiny, pairs):
     model = tiny(masker=None, text_masker="random", text_mask_ratio=0.5, seed=3)
     model.build()
@@ -172,6 +206,87 @@ def test_a_text_masker_keeps_some_tokens_in_training_only(tiny, pairs):
     drawn = outputs(model, batch, True, step=4)
     assert_same(outputs(model, {**batch, "text_ids": keep}), drawn, atol=1e-6)
     assert np.abs(drawn["text"] - outputs(model, batch)["text"]).max() > 1e-3
+
+
+# Pictures of another size ---------------------------------------------------------------------
+
+
+def test_pictures_of_another_size_are_masked_over_their_own_grid(tiny, pairs):
+    model = tiny(seed=3, image_size=(8, 16))
+    model.build()
+    assert model.grid == (2, 4)
+    assert model.kept_patches == 4
+    assert model.masking_summary().startswith("Training keeps 4 of 8 patches of 8 x 16 pixels")
+    batch = pairs(size=(8, 16))
+    found = outputs(model, batch, training=True, step=2)
+    patches = layers.patchify(batch["image"], 4)
+    seed = Seed(3, 2).named("masker")
+    ids = np.asarray(model.masker(patches, keep=4, grid=(2, 4), seed=seed))
+    given = outputs(model, {**batch, "image_ids": ids}, training=True, step=2)
+    assert_same(found, given, atol=1e-6)
+
+
+def test_a_model_sees_whole_pictures_of_its_towers_size_whatever_it_trained_at(tiny, pairs):
+    small, plain = tiny(seed=3, image_size=8), tiny(seed=3)
+    small.build()
+    plain.build()
+    assert_same(outputs(small, pairs()), outputs(plain, pairs()))
+    assert small.encode_images(pairs()["image"]).shape == (8, 8)
+
+
+def test_smaller_pictures_train_and_are_in_the_config(tiny, pairs, tmp_path):
+    model = tiny(seed=3, image_size=8)
+    model.compile("adam")
+    history = model.fit(pairs(size=8), batch_size=4, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    model.save(tmp_path / "model.keras")
+    again = flipkit.load_model(tmp_path / "model.keras")
+    assert again.image_size == 8
+    assert_same(outputs(again, pairs()), outputs(model, pairs()))
+
+
+def test_pictures_of_a_size_that_nobody_told_are_refused(tiny, pairs):
+    model = tiny(seed=3, image_size=8)
+    model.compile("adam")
+    with pytest.raises(ConfigurationError, match=r"pictures of 8 x 8 pixels\. Received: 16 x 16"):
+        model.fit(pairs(), batch_size=4, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (10, r"image_size=10 and patch_size=4; the nearest sizes are \[8, 12\]"),
+        (2, r"the nearest sizes are \[4\]"),
+        ((8, 8, 8), "one side or \\(height, width\\)"),
+        (0, "Received: image_size=0"),
+        ("8", "Received: image_size='8'"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(tiny, size, told):
+    with pytest.raises(ConfigurationError, match=told):
+        tiny(image_size=size)
+
+
+def test_an_encoder_of_one_size_is_refused_another(tiny):
+    with pytest.raises(ConfigurationError, match="ConvTower sees pictures of one size"):
+        tiny(image=ConvTower(), masker=None, mask_ratio=0.0, image_size=8)
+
+
+def test_masks_are_drawn_as_training_draws_them_and_change_nothing(plain, pairs):
+    batch = pairs()
+    masks = plain.draw_masks(batch["image"], range(2, 4))
+    assert masks.shape == (8, 2, 16)
+    ids = np.stack([np.flatnonzero(row) for row in masks[:, 1]]).astype("int32")
+    given = outputs(plain, {**batch, "image_ids": ids}, training=True, step=3)
+    assert_same(outputs(plain, batch, training=True, step=3), given, atol=1e-6)
+
+
+def test_a_model_that_keeps_all_has_no_masks_to_draw(tiny, pairs):
+    with pytest.raises(ConfigurationError, match="Training keeps every patch"):
+        tiny(mask_ratio=0.0).draw_masks(pairs()["image"], range(2))
+
+
+# Other encoders -------------------------------------------------------------------------------
 
 
 def test_an_encoder_that_cannot_skip_patches_is_refused_with_a_masker(tiny):

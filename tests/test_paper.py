@@ -343,6 +343,17 @@ def test_tiny_is_the_same_structure(runs):
     assert weights(shape_only(run.model)) < 20_000
 
 
+def test_openais_towers_come_with_their_preprocessing_and_tokenizer():
+    whole, tiny = (
+        recipe.load("clip_vitb")(towers="openai", scale=scale).model for scale in ("full", "tiny")
+    )
+    assert (whole.text.vocab, whole.text.length) == (49_408, 77)
+    assert (whole.preprocessing.mean, type(whole.tokenizer)) == ("clip", flipkit.ClipBPE)
+    assert (tiny.preprocessing.mean, type(tiny.tokenizer)) == ("clip", flipkit.Bytes)
+    assert tiny.tokenizer.vocab <= tiny.text.vocab
+    assert weights(shape_only(tiny)) < 20_000
+
+
 def test_full_scale_is_the_run_itself_and_another_is_refused(runs):
     run = runs["flip_vitb"]
     assert flipkit.scaled(run, "full") is run

@@ -36,6 +36,22 @@ def test_what_it_draws_is_what_training_would_keep():
     np.testing.assert_array_equal(np.flatnonzero(masks[1]), np.asarray(ids)[0])
 
 
+def test_a_model_shows_what_its_own_masker_keeps(tmp_path, photo, tiny, monkeypatch):
+    model = tiny(seed=3, mask_ratio=0.75)
+    model.build()
+    model.save(tmp_path / "model.keras")
+    drawn = []
+    monkeypatch.setattr(
+        "flipkit.report.draw_masks", lambda rows, *more, **words: drawn.append((rows, more, words))
+    )
+    with pytest.raises(flipkit.ConfigurationError, match="Pictures need matplotlib"):
+        show.draw(**{**show.SETTINGS, "model": str(tmp_path), "image": str(photo), "steps": 3})
+    [([(label, pixels, masks)], (patch_size, _), words)] = drawn
+    assert (label, patch_size) == ("RandomMasker", 4)
+    assert words["title"] == "Training keeps 4 of 16 patches (mask ratio 0.75)"
+    np.testing.assert_array_equal(masks, model.draw_masks(pixels[None], range(3))[0])
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import flipkit
-from flipkit import recipe
+from flipkit import recipe, report
 from flipkit.errors import ConfigurationError, DataError, FlipkitError
 from flipkit.journal import fingerprint, read_metrics
+from flipkit.maskers import kept_count
 from flipkit.training import train_tokenizer
 
 TIMES = ("seconds", "pairs_per_second", "data_wait")
@@ -534,7 +535,7 @@ def flipkit_maskers():
         begin
         + f"""
 import json
-from flipkit import recipe
+from flipkit import recipe, report
 run = recipe.load("flip_shapes")().with_override("model.masker", "far")
 json.dump(run.record(), open({path!r}, "w"))
 """
@@ -542,7 +543,7 @@ json.dump(run.record(), open({path!r}, "w"))
     printed = fresh(
         begin
         + f"""
-from flipkit import recipe
+from flipkit import recipe, report
 print(type(recipe.load({path!r})().model.masker).__name__)
 """
     )
@@ -562,3 +563,140 @@ def test_throughput_is_measured_without_leaving_anything(describe):
 def test_reading_metrics_leaves_out_a_line_cut_by_a_kill(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4, "lo')
     assert read_metrics(tmp_path) == [{"step": 2}]
+
+
+# Phases of other sizes and ratios -------------------------------------------------------------
+
+
+def test_a_phase_of_smaller_pictures_is_the_other_way_to_fewer_tokens(describe, tmp_path):
+    """RECLIP and CLIPA: half the side at first, the tower's own size at the end."""
+    rate = flipkit.WarmupCosine(1e-2)
+    phases = [
+        flipkit.Phase(24, 8, rate, image_size=8, mask_ratio=0.0),
+        flipkit.Phase(16, 8, rate, image_size=16, mask_ratio=0.5),
+    ]
+    seen = []
+    run = describe(phases=phases)
+    with pytest.MonkeyPatch.context() as patch:
+        call = flipkit.FLIP._grid_of
+
+        def watched(model, x, training):
+            grid = call(model, x, training)
+            seen.append((tuple(x.shape[1:3]), grid)) if training else None
+            return grid
+
+        patch.setattr(flipkit.FLIP, "_grid_of", watched)
+        outcome = start(run, tmp_path / "run")
+    assert {((8, 8), (2, 2)), ((16, 16), (4, 4))} == {*seen}
+    assert outcome.model.image_size == 16
+    assert [row["samples"] for row in outcome.rows][-1] == 40
+
+
+@pytest.mark.parametrize("until", [1, 3])
+def test_a_run_over_sizes_goes_on_after_a_kill_as_if_nothing_had_been(describe, tmp_path, until):
+    rate = flipkit.WarmupCosine(1e-2)
+    phases = [flipkit.Phase(32, 8, rate, image_size=8), flipkit.Phase(32, 8, rate, image_size=16)]
+    whole = start(describe(phases=phases), tmp_path / "whole")
+    start(describe(phases=phases), tmp_path / "cut", until=until)
+    assert_same(start(describe(phases=phases), tmp_path / "cut"), whole)
+
+
+def test_a_phase_of_a_size_that_cannot_be_is_refused_at_once(describe):
+    with pytest.raises(ConfigurationError, match=r"nearest sizes are \[8, 12\]"):
+        describe(phases=[flipkit.Phase(16, 8, image_size=10)])
+
+
+def test_mask_phases_of_a_curve_go_from_its_start_to_its_end():
+    def ratios(name, **settings):
+        return [p.mask_ratio for p in flipkit.mask_phases(name, 800, 8, **settings)]
+
+    linear = ratios("linear", start=0.75, end=0.0, buckets=4)
+    np.testing.assert_allclose(linear, [0.75, 0.5, 0.25, 0.0])
+    cosine = ratios("cosine", start=0.8, end=0.0, buckets=5)
+    expected = [0.8 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(5)]
+    np.testing.assert_allclose(cosine, expected, atol=1e-12)
+    assert ratios("constant", start=0.5, buckets=4) == [0.5]
+    assert ratios([0.5] * 9 + [0.0]) == [0.5, 0.0]
+
+
+def test_mask_phases_share_the_pairs_and_lose_no_batch():
+    phases = flipkit.mask_phases("linear", 1_000, 8, start=0.75, end=0.25, buckets=3)
+    assert sum(phase.samples for phase in phases) == 1_000
+    assert max(p.steps for p in phases) - min(p.steps for p in phases) <= 1
+    assert [p.steps for p in flipkit.mask_phases([0.5] * 9 + [0.0], 800, 8)] == [90, 10]
+
+
+def test_neighbours_that_keep_equally_many_tokens_are_one_phase():
+    phases = flipkit.mask_phases("linear", 800, 8, start=0.5, end=0.4, buckets=4, tokens=16)
+    assert [kept_count(16, p.mask_ratio) for p in phases] == [8, 9, 10]  # of four buckets
+
+
+def test_one_rate_runs_on_over_all_mask_phases():
+    schedule = flipkit.WarmupCosine(1e-2, warmup=160)
+    whole = schedule.bind(8, 800)
+    step = 0
+    for phase in flipkit.mask_phases("linear", 800, 8, schedule, buckets=4):
+        rate = phase.schedule.bind(phase.batch_size, phase.samples, start=step)
+        for inside in (0, phase.steps // 2, phase.steps - 1):
+            np.testing.assert_allclose(rate(step + inside), whole(step + inside), rtol=1e-5)
+        step += phase.steps
+
+
+@pytest.mark.parametrize(
+    ("ratios", "settings", "told"),
+    [
+        ("cosin", {}, "Did you mean 'cosine'"),
+        ([], {}, "Expected from 1 to 100 ratios"),
+        ([0.5] * 101, {}, "Received: 101 ratios"),
+        ("linear", {"name": "mask_ration"}, "Did you mean 'mask_ratio'"),
+        ("linear", {"buckets": 0}, "buckets=0"),
+    ],
+)
+def test_mask_phases_that_cannot_be_are_refused(ratios, settings, told):
+    with pytest.raises(FlipkitError, match=told):
+        flipkit.mask_phases(ratios, 800, 8, **settings)
+
+
+def test_a_stretch_longer_than_what_is_left_is_refused():
+    rate = flipkit.schedules.Stretch(flipkit.Constant(1e-3), before=600, whole=800)
+    with pytest.raises(ConfigurationError, match="300 samples after the first 600"):
+        rate.bind(8, 300)
+
+
+def test_every_ratio_is_compiled_once_which_is_counted_and_told(describe, tmp_path):
+    """Three ratios, of which every phase has several windows and a checkpoint: three programs."""
+    rate = flipkit.WarmupCosine(1e-2)
+    phases = flipkit.mask_phases("linear", 96, 8, rate, start=0.75, end=0.0, buckets=3, tokens=16)
+    outcome = start(describe(phases=phases), tmp_path / "run")
+    assert len(phases) == 3
+    assert "Compiled 3 programs of the training step for 3 phases." in outcome.said
+
+
+def test_more_programs_than_phases_are_told_apart():
+    told = report.compiled({0: 1, 2: 3})
+    assert (
+        told
+        == "Compiled 4 programs of the training step for 2 phases, 3 for phase 2: each costs time."
+    )
+
+
+def test_a_run_draws_what_each_phase_keeps(describe, tmp_path):
+    pytest.importorskip("matplotlib")
+    rate = flipkit.WarmupCosine(1e-2)
+    phases = flipkit.mask_phases([0.75, 0.5, 0.0], 48, 8, rate)
+    drawn = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flipkit.report.draw_run", lambda rows, path: None)
+        patch.setattr(
+            "flipkit.report.draw_masks",
+            lambda rows, patch, path, **words: drawn.update({path.name: (rows, words)}),
+        )
+        start(describe(phases=phases), tmp_path / "run", picture=True)
+    assert [*drawn] == ["masks_0.png", "masks_1.png"]  # the last phase keeps all
+    for (rows, words), kept, first in zip(drawn.values(), (4, 8), (0, 2), strict=True):
+        assert words["first"] == first
+        assert len(rows) == 4
+        for _, pixels, masks in rows:
+            assert pixels.shape == (16, 16, 3)
+            assert masks.shape == (4, 16)
+            assert (masks.sum(axis=1) == kept).all()

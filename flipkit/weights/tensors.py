@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.numpy
 from keras import ops
 
+from flipkit import layers
 from flipkit.encoders import shape_only
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
@@ -292,18 +293,13 @@ def dump(model, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
 def resample_positions(table: np.ndarray, grid, new_grid) -> np.ndarray:
     """Learned positions (rows * columns, dim) of one grid -> (new rows * new columns, dim) of another.
 
-    Bicubic and antialiased, as open_clip and big_vision do it. What comes before the grid's own rows,
-    such as a class token's position, is kept as it is.
+    As `flipkit.layers.resample_positions`. What comes before the grid's own rows, such as a class
+    token's position, is kept as it is.
     """
     if tuple(grid) == tuple(new_grid):
         return np.asarray(table)
-    extra = len(table) - math.prod(grid)
-    image = np.asarray(table[extra:], "float32").reshape(*grid, -1)
-    image = ops.image.resize(
-        image, new_grid, "bicubic", antialias=True, data_format="channels_last"
-    )
-    rows = np.asarray(ops.convert_to_numpy(image)).reshape(math.prod(new_grid), -1)
-    return np.concatenate([np.asarray(table[:extra], "float32"), rows])
+    table, extra = np.asarray(table, "float32"), len(table) - math.prod(grid)
+    return np.concatenate([table[:extra], layers.resample_positions(table[extra:], grid, new_grid)])
 
 
 def resample_patches(kernel: np.ndarray, size: int, new_size: int) -> np.ndarray:
@@ -315,12 +311,7 @@ def resample_patches(kernel: np.ndarray, size: int, new_size: int) -> np.ndarray
     """
     if size == new_size:
         return np.asarray(kernel)
-    pixels = np.eye(size, dtype="float32")[None, ..., None]  # a column for each pixel of a row
-    resized = ops.image.resize(
-        pixels, (new_size, size), "bicubic", antialias=True, data_format="channels_last"
-    )
-    matrix = np.asarray(ops.convert_to_numpy(resized), "float64")[0, ..., 0]
-    inverse = np.linalg.pinv(matrix.T)  # (new size, size)
+    inverse = np.linalg.pinv(layers.resampling(size, new_size).T)  # (new size, size)
     old = np.asarray(kernel, "float64").reshape(size, size, -1, kernel.shape[-1])
     new = np.einsum("ir,jc,rcxd->ijxd", inverse, inverse, old)
     return new.reshape(-1, kernel.shape[-1]).astype("float32")
