@@ -11,8 +11,8 @@
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python3.14,\
   $(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 
-DEMO := benchmarks/equal_time.py flip_shapes --values mask_ratio=0.5,0.0 --seconds 90 --workdir demo \
-  --metric zero_shot/top1 --chance 0.00195 --title "Naming pictures of 512 classes, top-1"
+DEMO := -m flipkit.compare flip_shapes mask_ratio=0.5,0.0 seconds=90 chance=0.00195 --workdir demo \
+  title="Naming pictures of 512 classes, top-1"
 WORKERS := 2
 
 VENV := .venv

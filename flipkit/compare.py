@@ -1,0 +1,154 @@
+"""`python -m flipkit.compare RECIPE name=a,b,c ... [name=value ...]`: which setting is better.
+
+Trains RECIPE with every combination of the settings that have several values, each from several seeds
+and all under one budget; prints a table that says which differences exceed the spread, and draws them:
+
+    python -m flipkit.compare flip_shapes model.masker=random,grid seeds=3 samples=60_000
+    python -m flipkit.compare flip_shapes mask_ratio=0.5,0.0 seconds=90 --workdir demo
+
+One of `seconds` (of training, measured before), `samples` or `flops` is the budget that is equal. `seeds`
+is how many (1), or which: 0,2. `also='image_size=48 mask_ratio=0'` adds a variant by hand, any number of
+times. `metric` is what the table is ordered by (zero_shot/top1), `chance` what a guess gets, `title` the
+picture's. The same command again goes on where it was stopped; with other values it adds to what the
+folder has, and the table shows all of it. Several processes may work in one folder.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flipkit import report
+from flipkit.errors import ConfigurationError, FlipkitError
+from flipkit.process import cache_programs, take_huge_pages
+from flipkit.settings import as_like, parse, split_settings
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study; default: studies/<recipe>.")
+
+METRIC = "zero_shot/top1"
+OWN = ("seconds", "samples", "flops", "seeds", "metric", "chance", "title")
+
+
+def main(arguments):
+    """Runs the command line; returns the exit code."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    try:
+        if len(arguments) < 2:
+            raise ConfigurationError(f"Expected a recipe. Usage: {__doc__}")
+        name, *words = arguments[1:]
+        from flipkit import study  # imports Keras, which a mistake above need not wait for
+
+        also = [w.removeprefix("also=") for w in words if w.startswith("also=")]
+        settings = split_settings(w for w in words if not w.startswith("also="))
+        own = {n: settings.pop(n) for n in OWN if n in settings}
+        values = {n: study.split_values(text) for n, text in settings.items()}
+        fixed = {n: found[0] for n, found in values.items() if len(found) == 1}
+        chosen = study.variants(
+            {n: found for n, found in values.items() if len(found) > 1},
+            [split_settings(text.split()) for text in also],
+        )
+        if not chosen:
+            raise ConfigurationError(
+                "Nothing to compare: give a setting several values, such as mask_ratio=0,0.5"
+            )
+        budget, amount = _budget(own)
+        workdir = pathlib.Path(_WORKDIR.value or f"studies/{pathlib.Path(name).stem}")
+        seeds = study.seeds_of(own.get("seeds", "1"))
+        cache_programs()
+        made = study.Study(workdir, name, fixed, budget, amount)
+        metric = own.get("metric", METRIC)
+        for variant in chosen:  # what is wrong is told before hours
+            run = made.sized(variant, study.PROBE_PAIRS)
+            run.count_data()
+            study.check_metric(run, metric)
+        failures = made.run(
+            chosen, seeds, lambda line: console.print(escape(line), highlight=False)
+        )
+        if results := made.results():
+            rows = study.ranked(results, metric)
+            equal = f"{budget} {amount:,.0f}" if budget != "flops" else f"{amount:.3g} FLOPs"
+            console.print(table(rows, metric, f"{name}, equal {equal}"))
+            console.print(starts(study.unequal_starts(results)), highlight=False)
+            title = own.get("title", f"{metric} of {name}, equal {equal}")
+            chance = parse(own["chance"]) if "chance" in own else None
+            picture = report.draw_study(
+                rows, metric, budget, workdir / "comparison.png", title=title, chance=chance
+            )
+            told = [workdir / "results.jsonl", *([picture] if picture else [])]
+            console.print(f"Written: {', '.join(map(str, told))}", highlight=False, soft_wrap=True)
+        for failure in failures:
+            print(f"flipkit: {failure}", file=sys.stderr)
+        return 1 if failures else 0
+    except FlipkitError as problem:
+        print(f"flipkit: {problem}", file=sys.stderr)
+        return 2
+
+
+def _budget(own):
+    told = [name for name in ("seconds", "samples", "flops") if name in own]
+    if len(told) != 1:
+        raise ConfigurationError(
+            "Expected one budget: seconds=90, samples=60_000 or flops=1e14. Received: "
+            f"{' and '.join(told) or 'none'}"
+        )
+    amount = as_like(parse(own[told[0]]), [1.0], told[0])
+    if amount is None or amount <= 0:
+        raise ConfigurationError(f"Expected a number above 0. Received: {told[0]}={own[told[0]]}")
+    return told[0], amount
+
+
+def table(rows, metric, title) -> Table:
+    """The variants from the best down: the metric over seeds, what it cost, what it can't be told from."""
+    columns = (metric, "seeds", "not told apart from", "image tokens", "pairs", "FLOPs", "seconds")
+    result = Table("", "", *columns, title=title)
+    for column in result.columns[2:]:
+        column.justify = "right"
+    for place, row in enumerate(rows, 1):
+        spread = "" if row.spread is None else f" ± {report.shown(metric, row.spread)}"
+        first = row.results[0]
+        seconds = sum(r.seconds for r in row.results) / len(row.results)
+        result.add_row(
+            str(place),
+            escape(row.variant.label),
+            f"{report.shown(metric, row.mean)}{spread}",
+            str(len(row.values)),
+            "one seed" if row.like is None else ranges(row.like) or "none: alone",
+            "" if first.image_tokens is None else str(first.image_tokens),
+            f"{first.pairs:,}",
+            f"{first.flops:.3g}",
+            f"{seconds:,.0f}",
+        )
+    result.caption = (
+        "± is the standard deviation over seeds. Rows whose difference does not exceed the spread (Tukey's "
+        "test, 95 % for all pairs together) are not told apart. FLOPs are those of training, counted."
+    )
+    return result
+
+
+def ranges(places) -> str:
+    """`[1, 2, 3, 7]` -> `1-3, 7`."""
+    parts = []
+    for place in places:
+        if parts and place == parts[-1][1] + 1:
+            parts[-1][1] = place
+        else:
+            parts.append([place, place])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def starts(unequal) -> str:
+    """Whether the runs of a seed began with bit-equal weights."""
+    if not unequal:
+        return "Equal initial weights for each seed: yes."
+    told = "; ".join(f"seed {seed}: {', '.join(digests)}" for seed, digests in unequal.items())
+    return f"Equal initial weights for each seed: NO, the variants have different weights ({told})."
+
+
+if __name__ == "__main__":
+    take_huge_pages()
+    flags.FLAGS.set_gnu_getopt(True)
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)
