@@ -1,0 +1,91 @@
+"""A masker that asks the image tower: it keeps the patches that are paid the most attention."""
+
+import flipkit  # before keras, whose backend it chooses
+
+# isort: split
+import keras
+from keras import ops
+
+flipkit_api = (1, 1)  # the oldest and the newest hook API this works with
+register = keras.saving.register_keras_serializable(package="flipkit_attentive_masker")
+
+
+@register
+class AttentiveMasker(flipkit.Masker):
+    """Keeps the patches with the highest scores: A-CLIP (Yang et al., ICCV 2023, arXiv 2212.08653).
+
+    The scores, `tower.scores`, are those of an exponential moving average of the image tower, which sees
+    all patches: that costs about one more forward pass without masks. Each call moves the average first, by
+    1 - `decay` towards the tower as it is; the first one takes the tower's weights, wherever those came
+    from. Nothing is drawn: an image keeps the same patches until the average has changed.
+
+    The authors' code scores squares of 2 x 2 patches, and lets its decay rise to 1 along a cosine; both
+    are left out here.
+
+    Args:
+        decay: how much of the average stays, in [0, 1); 0.996 is where the authors' code begins.
+    """
+
+    needs = ("pixels", "tower")
+    expected_failures = {
+        "draws_anew_at_every_step": "an image keeps what is paid attention, until that moves"
+    }
+
+    def __init__(self, decay=0.996, **kwargs):
+        # In bfloat16, which has three digits, the average would stand still.
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        if not isinstance(decay, (int, float)) or not 0 <= decay < 1:
+            raise flipkit.ConfigurationError(
+                f"Expected a share in [0, 1). Received: decay={decay!r}"
+            )
+        self.decay = decay
+        self.average = None
+
+    def prepare(self, model):
+        tower = model.image
+        if not callable(getattr(tower, "scores", None)):
+            raise flipkit.ConfigurationError(
+                "The masker 'attentive' asks the image tower how much attention each patch is paid. "
+                f"Expected one with scores(x), such as 'vit'. Received: {type(tower).__name__}"
+            )
+        self._tower = lambda: tower  # not the tower itself: Keras would call its variables mine too
+        self._normalise = model.preprocessing.normalise
+        if self.average is None:
+            with flipkit.registry.without_tensorflow():
+                config = {**tower.get_config(), "name": "average"}
+                self.average = type(tower).from_config(config)
+
+    def build(self, input_shape):
+        if self.average is None:
+            raise flipkit.ConfigurationError(
+                "The masker 'attentive' works only in a model, whose image tower it asks: "
+                "flipkit.FLIP(..., masker='attentive')"
+            )
+        self.updates = self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False, name="updates"
+        )
+        self.average.build(input_shape)
+        self.average.trainable = False
+
+    def call(self, x, keep, *, grid, seed):
+        self._move()
+        resized = {} if tuple(grid) == tuple(self.average.grid) else {"grid": grid}
+        scores = self.average.scores(self._normalise(x), **resized)
+        return flipkit.maskers.keep_lowest(-scores, keep)
+
+    def _move(self):
+        first = ops.equal(self.updates, 0)
+        for mean, weight in zip(self.average.weights, self._tower().weights, strict=True):
+            now = ops.stop_gradient(ops.convert_to_tensor(weight))
+            moved = self.decay * mean + (1 - self.decay) * now
+            mean.assign(ops.where(first, now, moved))
+        self.updates.assign_add(1)
+
+    def get_config(self):
+        return {**super().get_config(), "decay": self.decay}
+
+
+@flipkit.hookimpl
+def flipkit_maskers():
+    """The name a recipe writes: `masker="attentive"`."""
+    return {"attentive": AttentiveMasker}
