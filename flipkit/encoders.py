@@ -273,13 +273,13 @@ class ViT(_Transformer):
         By the class token where that is what is pooled (A-CLIP, arXiv 2212.08653), elsewhere by all tokens
         alike. Each shares out 1, some of it to the class token.
         """
-        x, total = self._embed(x, ids, grid), 0.0
+        x, paid = self._embed(x, ids, grid), []
         for block in self.blocks:
             seen = block.attention_norm(x)
             asking = seen[:, :1] if self.pool == "class" else seen
-            total += ops.mean(block.attention.shares(seen, queries=asking), axis=(1, 2))
+            paid.append(ops.mean(block.attention.shares(seen, queries=asking), axis=(1, 2)))
             x = block(x)  # what it has in common with the shares is compiled once
-        return total[:, int(self.class_token) :] / self.depth
+        return ops.mean(ops.stack(paid), axis=0)[:, int(self.class_token) :]
 
     def _embed(self, x, ids, grid):
         """What the first block gets, (batch, tokens, dim)."""

@@ -17,6 +17,13 @@ any name is first looked up. Neither they nor the import of their module may sta
 (make an array, a random key, a built layer): flipkit places devices later.
 
 A plugin may say the oldest and the newest hook API it works with: `flipkit_api = (1, 1)`.
+
+A hook, or an argument of one, that is to go says so for two minor versions before it does:
+
+    @hookspec(warn_on_impl=Deprecated("flipkit 0.4 calls it no more", "Implement flipkit_towers"))
+    @hookspec(warn_on_impl_args={"grid": Deprecated("flipkit 0.4 gives no grid", "Leave it out")})
+
+The plugins that implement the one, or ask for the other, work on, and their authors are told.
 """
 
 # A specification has no body.
@@ -29,6 +36,15 @@ import pluggy
 # Goes up when a plugin written for the old number would break. Hooks only ever gain arguments,
 # which pluggy passes to those who ask for them, so that it seldom does.
 FLIPKIT_API = 1
+
+
+class Deprecated(DeprecationWarning):
+    """What a specification has to say of a plugin: what changes, and what its author should do."""
+
+    def __init__(self, reason, fix):
+        super().__init__(f"{reason}. Fix: {fix}.")
+        self.reason, self.fix = reason, fix
+
 
 hookspec = pluggy.HookspecMarker("flipkit")
 hookimpl = pluggy.HookimplMarker("flipkit")

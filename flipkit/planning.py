@@ -1,6 +1,7 @@
 """What a run will cost and how it will go, told from shapes: nothing is trained and nothing allocated."""
 
 import math
+from typing import Any
 
 import jax  # traces programs without running them, for which Keras has no word
 import keras
@@ -154,7 +155,7 @@ class Towers:
         if (tower, kept) not in self._forward:
             inputs = self._patches if tower == "image" else self._words
             resized = tower == "image" and self.grid != getattr(self.model.image, "grid", None)
-            static = {"grid": self.grid} if resized else {}
+            static: dict[str, Any] = {"grid": self.grid} if resized else {}
             self._forward[tower, kept] = _flops_of_layer(
                 self.encoders[tower], *inputs(kept), **static
             )

@@ -1,8 +1,9 @@
 """Who offers which component: what flipkit ships, what is installed beside it, and what is broken.
 
-`python -m flipkit.plugins` lists it all. Plugins are the modules that entry points of the group
-`flipkit` name; they are loaded when a component is first asked for. A broken one becomes a
-`Problem`, logged once and listed, and everything else goes on. The environment may choose:
+`python -m flipkit.plugins` lists it all, and with `--check` puts what is installed through the
+checks of `flipkit.testing`. Plugins are the modules that entry points of the group `flipkit` name;
+they are loaded when a component is first asked for. A broken one becomes a `Problem`, logged once
+and listed, and everything else goes on. The environment may choose:
 
     FLIPKIT_PLUGINS=a,b           load only these distributions or entry points; empty: none
     FLIPKIT_DISABLE_PLUGINS=a,b   load all but these
@@ -23,6 +24,7 @@ import re
 import reprlib
 import sys
 import threading
+import warnings
 from typing import Any
 
 import pluggy
@@ -34,6 +36,9 @@ from flipkit.errors import ConfigurationError, FlipkitError, PluginError, Unknow
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("flipkit_"))
 KINDS = tuple(hook.removeprefix("flipkit_") for hook in HOOKS)  # "maskers", "encoders", ...
 
+ARGUMENTS: dict[str, Any] = {}  # what the hooks' arguments are, by name: so far none has any
+
+_CHECKS = "flipkit.testing.installed"  # called by name: the room `testing` needs this one
 _FAILED = object()
 
 
@@ -131,6 +136,7 @@ class _Manager(pluggy.PluginManager):
         self.disabled: dict[Source, str] = {}  # and by which variable
         self.offers: list[_Offer] = []
         self.faults: list[Problem] = []
+        self.deprecated: dict[Problem, Any] = {}  # and the function it is about
         self._told: set[Problem] = set()
         self._unsound: set[str] = set()  # hooks that pluggy shall not see
 
@@ -172,7 +178,10 @@ class _Manager(pluggy.PluginManager):
             return
         self._inspect(plugin, source)
         try:
-            self.register(plugin, name=_key(source))
+            with warnings.catch_warnings():
+                # pluggy does not tell whose it is: _deprecate does.
+                warnings.simplefilter("ignore", hookspecs.Deprecated)
+                self.register(plugin, name=_key(source))
         except (ValueError, pluggy.PluginValidationError) as error:
             twin = self.get_name(plugin)
             reason = f"it is what {twin} loaded" if twin else " ".join(str(error).split())
@@ -182,6 +191,7 @@ class _Manager(pluggy.PluginManager):
         for hook in HOOKS:
             for implementation in getattr(self.hook, hook).get_hookimpls():
                 if implementation.plugin is plugin:
+                    self._deprecate(hook, implementation, source)
                     self._collect(hook, implementation.function, source)
 
     def remove(self, source):
@@ -190,6 +200,7 @@ class _Manager(pluggy.PluginManager):
         self.sources = [s for s in self.sources if s != source]
         self.offers = [offer for offer in self.offers if offer.source != source]
         self.faults = [problem for problem in self.faults if problem.source != source]
+        self.deprecated = {p: f for p, f in self.deprecated.items() if p.source != source}
 
     def attempt(self, function, source, hook, doing):
         """`function()`, or `_FAILED` and a Problem. That it starts a JAX backend is one too."""
@@ -232,13 +243,20 @@ class _Manager(pluggy.PluginManager):
                     fault("it isn't marked as a hook", f"Put @flipkit.hookimpl above def {name}()")
             elif hook not in HOOKS:
                 if not marks["optionalhook"]:
-                    fault("there is no such hook", nearest(hook, HOOKS)[:-1])
+                    later = "mark it @flipkit.hookimpl(optionalhook=True) if a later flipkit has it"
+                    fault(
+                        "there is no such hook",
+                        f"Rename it, or {later}. {nearest(hook, HOOKS)[:-1]}",
+                    )
             else:
+                function = getattr(plugin, name)
                 try:
-                    inspect.signature(getattr(plugin, name)).bind()
+                    inspect.signature(function).bind(**self._arguments(hook, function))
                 except TypeError as error:
                     self._unsound.add(name)
-                    fault(f"it is called without arguments ({error})", f"Write def {name}():")
+                    known = ", ".join(self._specification(hook).argnames)
+                    how = f"with {known}" if known else "without arguments"
+                    fault(f"it is called {how} ({error})", f"Write def {name}({known}):")
         if not any(marked.values()) and not {*HOOKS} & marked.keys():
             self.fault(source, "all", "it implements no hook", f"Implement one: {', '.join(HOOKS)}")
 
@@ -246,9 +264,29 @@ class _Manager(pluggy.PluginManager):
         """As in pluggy, but blind to the unsound, which are Problems by now."""
         return None if name in self._unsound else super().parse_hookimpl_opts(plugin, name)
 
+    def _specification(self, hook) -> Any:
+        return getattr(self.hook, hook).spec
+
+    def _arguments(self, hook, function):
+        """Those that a hook asks for, of those that its specification has; it need ask for none."""
+        asked = inspect.signature(function).parameters
+        return {n: ARGUMENTS[n] for n in self._specification(hook).argnames if n in asked}
+
+    def _deprecate(self, hook, implementation, source):
+        """Remember what the specification of `hook` has to say to those who implement it."""
+        if source is BUILT_IN:
+            return  # it offers what it ships through a hook as long as there is that hook
+        spec = self._specification(hook)
+        asked = (*implementation.argnames, *implementation.kwargnames)
+        of_arguments = map((spec.warn_on_impl_args or {}).get, asked)
+        for warning in filter(None, [spec.warn_on_impl, *of_arguments]):
+            problem = Problem(source, hook, warning.reason, warning.fix, missing=False)
+            self.deprecated[problem] = implementation.function
+
     def _collect(self, hook, function, source):
         """Keep what a hook answers, as far as it can be used."""
-        offered = self.attempt(function, source, hook, "calling it")
+        call = functools.partial(function, **self._arguments(hook, function))
+        offered = self.attempt(call, source, hook, "calling it")
         fault = functools.partial(self.fault, source, hook)
         if offered is _FAILED:
             return
@@ -286,7 +324,15 @@ class _Manager(pluggy.PluginManager):
         return self.faults + [self._clash(offer) for offer in self.offers if self.rivals(offer)]
 
     def tell(self):
-        """Log the problems that weren't told yet; under FLIPKIT_STRICT_PLUGINS raise them."""
+        """Log the problems that weren't told yet; under FLIPKIT_STRICT_PLUGINS raise them.
+
+        What is deprecated becomes a warning of Python's, which a plugin's own tests show.
+        """
+        for problem in [p for p in self.deprecated if p not in self._told]:
+            self._told.add(problem)
+            code = self.deprecated[problem].__code__
+            place = {"filename": code.co_filename, "lineno": code.co_firstlineno}
+            warnings.warn_explicit(str(problem), DeprecationWarning, **place)
         new = [problem for problem in self.problems() if problem not in self._told]
         self._told.update(new)
         if new and os.environ.get("FLIPKIT_STRICT_PLUGINS", "0") not in ("", "0"):
@@ -369,6 +415,14 @@ class _Manager(pluggy.PluginManager):
             problem = self.fault(offer.source, offer.hook, reason, _mend(offer.source), **more)
             raise PluginError(str(problem)) from error
 
+    def offer_of(self, kind, owner):
+        """The offer of a plugin that stands for the class `owner`, or one of the same package."""
+        mine = [o for o in self.offers if o.kind == kind and o.source is not BUILT_IN]
+        exact = [o for o in mine if o.target == f"{owner.__module__}:{owner.__qualname__}"]
+        package = owner.__module__.partition(".")[0]
+        near = [o for o in mine if re.split("[.:]", o.target)[0] == package]
+        return next(iter(exact + near), None)
+
     def describe(self, offer) -> Component:
         """The listing's line for `offer`."""
         rivals, summary, status = self.rivals(offer), "", "ok"
@@ -442,6 +496,24 @@ def listing(*kinds: str) -> list[Component]:
 def problems() -> list[Problem]:
     """What is wrong with the plugins."""
     return _loaded().problems()
+
+
+def deprecated() -> list[Problem]:
+    """What plugins do that a later flipkit won't have; until then it works."""
+    return [*_loaded().deprecated]
+
+
+def error_in_use(kind: str, component: object, reason: str, fix: str) -> FlipkitError:
+    """The error for a component that is in use and does what it mustn't; to be raised.
+
+    It is a PluginError, and one of the `problems`, if a plugin offers the component's class.
+    """
+    manager = _loaded()
+    offer = manager.offer_of(kind, type(component))
+    if offer is None:
+        return ConfigurationError(f"{reason}. {fix}.")
+    fix = f"{fix}, or install another version (pip install -U {offer.source.distribution})"
+    return PluginError(str(manager.fault(offer.source, offer.hook, reason, fix, missing=False)))
 
 
 def disabled() -> dict[Source, str]:
@@ -536,48 +608,116 @@ def _mend(source: Source) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m flipkit.plugins`: print what there is and what is broken."""
-    parser = argparse.ArgumentParser("python -m flipkit.plugins", description="List components.")
+    """`python -m flipkit.plugins`: print what there is and what is broken, or check it.
+
+    Returns:
+        0; when checking, 1 if anything fails or is broken; 2 for a name or a hook there isn't.
+    """
+    parser = argparse.ArgumentParser(
+        "python -m flipkit.plugins", description="List components, or check them."
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--hook", help="list only what this hook offers: maskers")
+    parser.add_argument("--hook", help="only what this hook offers: maskers")
+    parser.add_argument(
+        "--check",
+        nargs="*",
+        metavar="NAME",
+        help="put these components, or those of these distributions, through the checks of "
+        "flipkit.testing; without a name, those of all plugins",
+    )
     arguments = parser.parse_args(argv)
     kinds = [arguments.hook.removeprefix("flipkit_")] if arguments.hook else KINDS
     try:
         if not {*kinds} <= {*KINDS}:
             raise UnknownName(f"Unknown hook: {arguments.hook!r}. {nearest(kinds[0], KINDS)}")
+        if arguments.check is not None:
+            return _check(arguments.check, kinds, arguments.json)
         components = listing(*kinds)
     except FlipkitError as error:
         print(error, file=sys.stderr)
         return 2
-    (_print_json if arguments.json else _print_table)(components)
+    wrong = _problems_of(kinds)
+    if arguments.json:
+        _print_json(wrong, components=[dataclasses.asdict(c) for c in components])
+        return 0
+    rows = [(*_row(c), c.summary, c.status.partition(":")[0]) for c in components]
+    # What can't be told in the row of a component.
+    told = {(c.distribution, f"flipkit_{c.kind}") for c in components if c.status != "ok"}
+    rows += [
+        (p.hook.removeprefix("flipkit_"), "-", str(p.source), p.reason, "broken")
+        for p in wrong
+        if (p.source.distribution, p.hook) not in told
+    ]
+    _print_table(("kind", "name", "source", "summary", "status"), rows, wrong)
     return 0
 
 
-def _print_json(components):
-    answer = {
-        "components": [dataclasses.asdict(c) for c in components],
-        "problems": [
+def _check(names, kinds, as_json):
+    """Check what `names` mean, tell each component as it is checked, and print the verdicts."""
+    check_installed = importlib.import_module(_CHECKS).check_installed
+
+    def started(component):
+        _, name, source = _row(component)
+        told = f"Checking {component.kind} {name} ({source}) ... "
+        print(told, end="", file=sys.stderr, flush=True)
+
+    verdicts = []
+    for verdict in check_installed(*names, kinds=kinds, started=started):
+        verdicts.append(verdict)
+        print(verdict, file=sys.stderr)
+    meant = {*names, *(v.component.distribution for v in verdicts)}
+    # Also what is wrong with a plugin beside its components, and what they did meanwhile.
+    wrong = [p for p in _problems_of(kinds) if not names or p.source.distribution in meant]
+    wrong += [problem for verdict in verdicts for problem in verdict.problems]
+    if as_json:
+        told = [
+            dataclasses.asdict(v.component)
+            | {"verdict": v.status, "detail": v.detail}
+            | {"checks": {o.check: {"status": o.status, "message": o.message} for o in v.outcomes}}
+            for v in verdicts
+        ]
+        _print_json(wrong, verdicts=told)
+    else:
+        rows = [(*_row(v.component), str(v)) for v in verdicts]
+        _print_table(("kind", "name", "source", "verdict"), rows, wrong)
+    return 1 if wrong or {"fails", "broken"} & {v.status for v in verdicts} else 0
+
+
+def _problems_of(kinds):
+    """The problems, without those of other kinds' hooks."""
+    others = {*HOOKS} - {f"flipkit_{kind}" for kind in kinds}
+    return [problem for problem in problems() if problem.hook not in others]
+
+
+def _row(component):
+    own = component.entry_point == BUILT_IN.entry_point
+    source = "built in" if own else f"{component.distribution} {component.version}"
+    return component.kind, component.name, source
+
+
+def _print_json(wrong, **told):
+    def plain(found):
+        return [
             dataclasses.asdict(p.source) | {"hook": p.hook, "reason": p.reason, "fix": p.fix}
-            for p in problems()
-        ],
-        "disabled": [dataclasses.asdict(s) | {"by": by} for s, by in disabled().items()],
-    }
-    print(json.dumps(answer, indent=2))
+            for p in found
+        ]
+
+    told |= {"problems": plain(wrong), "deprecated": plain(deprecated())}
+    told["disabled"] = [dataclasses.asdict(s) | {"by": by} for s, by in disabled().items()]
+    print(json.dumps(told, indent=2))
 
 
-def _print_table(components):
+def _print_table(titles, rows, wrong):
     from rich import box, console, table
 
-    rows = table.Table(box=box.SIMPLE_HEAD)
-    for title in ("kind", "name", "source", "summary", "status"):
-        rows.add_column(title, no_wrap=title != "summary")
-    for c in components:
-        own = c.entry_point == BUILT_IN.entry_point
-        source = "built in" if own else f"{c.distribution} {c.version}"
-        rows.add_row(c.kind, c.name, source, c.summary, c.status.partition(":")[0])
+    printed = table.Table(box=box.SIMPLE_HEAD)
+    for title in titles:
+        printed.add_column(title, no_wrap=title not in ("summary", "verdict"))
+    for row in rows:
+        printed.add_row(*row)
     out = console.Console(markup=False, highlight=False)
-    out.print(rows)
-    for problem in problems():
+    out.print(printed)
+    for problem in [*wrong, *deprecated()]:
         out.print(str(problem), soft_wrap=True)
     for source, by in disabled().items():
         out.print(f"Plugin {source} is left out by {by}.", soft_wrap=True)

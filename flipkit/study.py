@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax  # forgets the programs of a run that is over, for which Keras has no word
 import numpy as np
@@ -84,7 +84,7 @@ class Result:
         return final[metric]
 
 
-def variants(values: dict[str, list[str]], also: list[dict[str, str]] = ()) -> list[Variant]:
+def variants(values: dict[str, list[str]], also: Iterable[dict[str, str]] = ()) -> list[Variant]:
     """Every combination of the values, and those that are added by hand.
 
     Args:

@@ -12,8 +12,9 @@ import types
 import pytest
 
 import flipkit
-from flipkit import builtins, hookspecs, plugins
+from flipkit import builtins, hookspecs, plugins, recipe
 from flipkit.errors import ConfigurationError, PluginError, UnknownName
+from flipkit.testing import check_masker, installed
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 BUILT_IN = {kind: {*getattr(builtins, f"flipkit_{kind}")()} for kind in ("losses", "maskers")}
@@ -90,6 +91,27 @@ def run(*arguments, path="", **environment):
         timeout=60,
         check=False,
     )
+
+
+def masker(name, *body):
+    """A plugin's module that offers a true masker `name`, whose `call` is `body`."""
+    lines = "\n        ".join(body)
+    return f"""
+import flipkit
+import keras
+import numpy as np
+
+@keras.saving.register_keras_serializable(package="flipkit_{name}")
+class {name.title()}(flipkit.Masker):
+    "Keeps some."
+
+    def call(self, x, keep, *, grid, seed):
+        {lines}
+
+@flipkit.hookimpl
+def flipkit_maskers():
+    return {{"{name}": {name.title()}}}
+"""
 
 
 def offering(value, before="", hook="flipkit_maskers"):
@@ -462,6 +484,57 @@ def test_an_object_can_be_registered_and_replaced(site):
     assert added() == []
 
 
+def test_a_hook_that_goes_is_told_to_its_author_and_works_on(site, monkeypatch, logged, capsys):
+    @hookspecs.hookspec(warn_on_impl=hookspecs.Deprecated("it goes", "Implement another"))
+    def flipkit_maskers():
+        """An old hook."""
+
+    monkeypatch.setattr(hookspecs, "flipkit_maskers", flipkit_maskers)
+    monkeypatch.setenv("FLIPKIT_STRICT_PLUGINS", "1")
+    site("old", sound("stripes"))
+    told = (
+        "Plugin flipkit-old 1.2 (entry point: old = flipkit_old, hook: flipkit_maskers): it goes. "
+        "Fix: Implement another."
+    )
+    with pytest.warns(DeprecationWarning, match=re.escape(told)) as caught:
+        assert added() == ["stripes"]
+    (warning,) = caught  # flipkit's own maskers come through the same hook
+    assert pathlib.Path(warning.filename).name == "flipkit_old.py"
+    assert plugins.component("maskers", "stripes").__name__ == "Stripes"
+    assert plugins.problems() == []
+    assert logged == []
+
+    assert plugins.main(["--hook", "maskers"]) == 0
+    assert told in capsys.readouterr().out
+    assert plugins.main(["--hook", "maskers", "--json"]) == 0
+    (deprecated,) = json.loads(capsys.readouterr().out)["deprecated"]
+    assert deprecated["distribution"] == "flipkit-old"
+
+
+def test_an_argument_reaches_who_asks_for_it_and_may_go_too(site, monkeypatch):
+    goes = hookspecs.Deprecated("no hook gets `grid`", "Leave it out")
+
+    @hookspecs.hookspec(warn_on_impl_args={"grid": goes})
+    def flipkit_maskers(grid, api):
+        """A hook with an old argument."""
+
+    monkeypatch.setattr(hookspecs, "flipkit_maskers", flipkit_maskers)
+    monkeypatch.setattr(plugins, "ARGUMENTS", {"grid": "four", "api": "two"})
+    for name, asks in {"old": "grid", "modern": "api", "careful": "grid=None", "plain": ""}.items():
+        value = asks.partition("=")[0] or "'all'"
+        site(name, offering(f"{{{value}: dict}}").replace("()", f"({asks})"))
+    site("wrong", offering("{}").replace("()", "(patches)"))
+    with pytest.warns(DeprecationWarning, match="no hook gets `grid`. Fix: Leave it out") as caught:
+        names = added()
+    told = {str(warning.message).split()[1] for warning in caught}
+    assert told == {"flipkit-old", "flipkit-careful"}
+    offered = ["all", "flipkit-careful:four", "flipkit-old:four", "two"]
+    assert names == offered
+    fault = plugins.problems()[0]
+    assert "is called with grid, api (missing a required argument: 'patches')" in fault.reason
+    assert fault.fix == "Write def flipkit_maskers(grid, api):"
+
+
 def test_a_broken_object_is_not_registered(site):
     class Mine:
         @hookspecs.hookimpl
@@ -528,3 +601,153 @@ def test_the_command_can_print_json(site, capsys):
 def test_the_command_answers_a_misspelt_hook_with_the_nearest(site, capsys):
     assert plugins.main(["--hook", "masker"]) == 2
     assert "Did you mean 'maskers'" in capsys.readouterr().err
+
+
+QUICK = {"is_made_without_arguments", "keeps_as_many_as_it_is_told", "repeats_itself"}
+LISTED, CHECKED = ["--hook", "maskers"], ["--check"]
+FLOATS = "return flipkit.maskers.keep_lowest(seed.uniform(x.shape[:2]), keep) * 1.0"
+MOODY = (
+    "noise = np.random.default_rng().random(x.shape[:2])",
+    "return flipkit.maskers.keep_lowest(keras.ops.convert_to_tensor(noise, 'float32'), keep)",
+)
+TEN = {  # a plugin's name: (its module, what shows it, hook, status, reason, fix)
+    "absent": (
+        "import no_such_module",
+        *(LISTED, "all", "broken"),
+        "No module named 'no_such_module'",
+        "Install what it lacks, or another version (pip install -U flipkit-absent), or leave it out",
+    ),
+    "raising": (
+        offering("1 / 0"),
+        *(LISTED, "flipkit_maskers", "broken"),
+        "calling it raised ZeroDivisionError",
+        "Install what it lacks, or another version (pip install -U flipkit-raising), or leave it out",
+    ),
+    "asking": (
+        offering("{}").replace("()", "(registry)"),
+        *(LISTED, "flipkit_maskers", "broken"),
+        "called without arguments",
+        "Write def flipkit_maskers():",
+    ),
+    "misspelt": (
+        offering("{}", hook="flipkit_masker"),
+        *(LISTED, "flipkit_masker", "broken"),
+        "there is no such hook",
+        "Rename it, or mark it @flipkit.hookimpl(optionalhook=True) if a later flipkit has it. "
+        "Did you mean 'flipkit_maskers'?",
+    ),
+    "twin": (
+        sound("twin"),
+        *(LISTED, "all", "broken"),
+        "flipkit-stripes 1.2 has an entry point of this name too",
+        "Rename one",
+    ),
+    "rival": (
+        sound("waves"),
+        *(LISTED, "flipkit_maskers", "ambiguous"),
+        "'waves' is offered by flipkit-waves 1.2 too",
+        "Write 'flipkit-rival:waves' or 'flipkit-waves:waves'",
+    ),
+    "floats": (
+        masker("floats", FLOATS),
+        *(CHECKED, "flipkit_maskers", "fails: 1 of 3"),
+        "'floats' fails keeps_as_many_as_it_is_told. Expected ids int32 (1, ",
+        "Mend flipkit_floats:Floats",
+    ),
+    "moody": (
+        masker("moody", *MOODY),
+        *(CHECKED, "flipkit_maskers", "fails: 1 of 3"),
+        "'moody' fails repeats_itself. Expected the same ids for the same seed and step",
+        "Mend flipkit_moody:Moody",
+    ),
+    "later": (
+        offering("{}", before="flipkit_api = (2, 3)"),
+        *(LISTED, "all", "broken"),
+        f"needs hook API 2 to 3, flipkit {flipkit.__version__} has 1",
+        "pip install -U flipkit.",
+    ),
+    "eager": (
+        sound("eager") + "\nimport jax\njax.devices()\n",
+        *(LISTED, "all", "broken"),
+        "importing it started a JAX backend",
+        "Make arrays, random keys and layers in functions",
+    ),
+}
+
+
+@pytest.fixture
+def install(site, monkeypatch):
+    """Installs one of the ten plugins, and sound ones beside it."""
+    monkeypatch.setitem(
+        installed.CHECKS,
+        "maskers",
+        lambda make: [check for check in check_masker(make) if check.name in QUICK],
+    )
+    site("stripes", sound("stripes"))
+    site("waves", sound("waves"))
+
+    def one(name):
+        site(name, TEN[name][0], entry_point="stripes = flipkit_twin" if name == "twin" else None)
+
+    return one
+
+
+@pytest.mark.parametrize("name", TEN)
+def test_each_of_ten_faults_is_listed_with_place_and_fix_and_all_else_works(
+    install, capsys, monkeypatch, tmp_path, name
+):
+    install(name)
+    monkeypatch.setenv("COLUMNS", "200")
+    _, arguments, hook, status, reason, fix = TEN[name]
+    if name == "eager":  # here JAX may run already
+        said = run("-m", "flipkit.plugins", *arguments, path=tmp_path, JAX_PLATFORMS="cpu").stdout
+    else:
+        names = [name] if arguments is CHECKED else []
+        assert plugins.main([*arguments, *names]) == len(names)
+        said = capsys.readouterr().out
+    assert re.search(rf"flipkit-{name} 1\.2 .*{status}", said)
+    entry_point = f"{'stripes' if name == 'twin' else name} = flipkit_{name}"
+    (told,) = [
+        line
+        for line in said.splitlines()
+        if line.startswith(
+            f"Plugin flipkit-{name} 1.2 (entry point: {entry_point}, hook: {hook}): "
+        )
+    ]
+    assert reason in told
+    assert f"Fix: {fix}" in told
+
+    assert plugins.component("maskers", "stripes").__name__ == "Stripes"
+    model = recipe.load("flip_shapes")(scale="tiny").model
+    assert isinstance(model.masker, flipkit.RandomMasker)
+
+
+def test_ids_that_are_none_tell_whose_masker_they_are_of(install, tiny, pairs):
+    install("floats")
+    model = tiny(masker="floats", mask_ratio=0.5)
+    with pytest.raises(PluginError) as caught:
+        model(pairs(), training=True)
+    (problem,) = [p for p in plugins.problems() if p.source.distribution == "flipkit-floats"]
+    assert str(problem) in str(caught.value)
+    place = "(entry point: floats = flipkit_floats, hook: flipkit_maskers)"
+    told = f"Plugin flipkit-floats 1.2 {place}: Expected Floats to return int32 ids (batch, 8). "
+    assert str(problem).startswith(f"{told}Received: float32 (8, 8). Fix: Mend it: ")
+    assert "pip install -U flipkit-floats" in problem.fix
+    assert tiny(masker="random", mask_ratio=0.5)(pairs(), training=True)["image"].shape == (8, 8)
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_beside_all_ten(install, tmp_path):
+    for name in TEN:
+        install(name)
+    settings = (
+        "flip_shapes",
+        "scale=tiny",
+        "phases.0.pairs=16",
+        "--workdir",
+        str(tmp_path / "run"),
+    )
+    command = [sys.executable, "-m", "flipkit.run", *settings]
+    path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True)
+    assert (tmp_path / "run" / "model.keras").exists()

@@ -3,6 +3,9 @@
 A python block that begins with the comment `# name.py` is also written as that file. A toml block with
 entry points is installed, as `pip install -e .` would. A bash block runs where TensorFlow can't be
 imported, and nothing may try to; commands that would take hours are shortened as SHORTENED says.
+
+The pages about a plugin of one's own have many commands, so that only slow tests run those; the code of
+such a page, and the checks of its plugin that need no process of their own, run in every test.
 """
 
 import io
@@ -22,8 +25,14 @@ from PIL import Image
 import flipkit
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/keras_nlp.md", "docs/weights.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/keras_nlp.md", "docs/maskers.md")
+DOCUMENTS += ("docs/weights.md",)
+PAGES = tuple(f"docs/your_{kind}.md" for kind in ("masker", "encoder", "dataset", "schedule"))
 SHORTENED = {"flip_vitl": "--list"}  # recipe -> what is added to its command
+
+
+# Checks of flipkit.testing that take a process, or seconds, each.
+LONG = {"survives_a_file", "trains", "trains_on_eight_devices", "starts_no_backend_when_imported"}
 
 
 def blocks(document):
@@ -82,7 +91,9 @@ def run_bash(code, folder, environment, where):
             continue
         if words[:4] == ["python", "-m", "pip", "install"] or words[:2] == ["pip", "install"]:
             continue
-        assert " -m flipkit." in command or words[0] == "cat", f"{where}: can't test {command!r}"
+        assert " -m flipkit." in command or words[0] in ("cat", "pytest"), (
+            f"{where}: can't test {command!r}"
+        )
         for recipe, addition in SHORTENED.items():
             command += f" {addition}" if f"run {recipe} " in command else ""
         done = subprocess.run(
@@ -116,18 +127,18 @@ def environment(tmp_path):
     }
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_block_of_code_runs(document, tmp_path, monkeypatch, environment, capsys):
-    if document == "docs/keras_nlp.md":
-        for package in ("keras_nlp", "flipkit_keras_nlp"):
-            pytest.importorskip(package, reason="pip install -e plugins/keras_nlp_encoders")
+@pytest.fixture
+def run_code(tmp_path, monkeypatch, environment):
+    """Runs the code of a document, with or without its commands, and returns what it defined."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("FLIPKIT_CACHE", environment["FLIPKIT_CACHE"])
     write_shards(tmp_path)
     module = types.ModuleType("document")  # a module, so that it can be registered as a plugin
     monkeypatch.setitem(sys.modules, "document", module)
-    try:
+    before = set(sys.modules)
+
+    def run(document, commands=True):
         for line, language, code in blocks(document):
             where = f"{document}:{line}"
             if language == "python":
@@ -135,13 +146,42 @@ def test_every_block_of_code_runs(document, tmp_path, monkeypatch, environment, 
                     tmp_path.joinpath(named[1]).write_text(code)
                 exec(compile("\n" * (line - 1) + code, ROOT / document, "exec"), vars(module))
             elif language == "bash":
-                run_bash(code, tmp_path, environment, where)
+                if commands:
+                    run_bash(code, tmp_path, environment, where)
             elif language == "toml":
                 install(tomllib.loads(code)["project"], tmp_path)
             else:
                 assert language == "text", f"{where}: say which language this block is in"
-    finally:
-        flipkit.plugins.reset()
+        return module
+
+    yield run
+    flipkit.plugins.reset()
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]  # another document may have a module of this name
+
+
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES)]
+)
+def test_every_block_of_code_runs(document, run_code):
+    if document == "docs/keras_nlp.md":
+        for package in ("keras_nlp", "flipkit_keras_nlp"):
+            pytest.importorskip(package, reason="pip install -e plugins/keras_nlp_encoders")
+    run_code(document)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_plugin_of_a_page_is_short_and_does_what_it_must(page, run_code):
+    module = run_code(page, commands=False)
+    plugin = next(code for _, language, code in blocks(page) if language == "python")
+    assert sum(bool(line.strip()) for line in plugin.splitlines()[1:]) <= 20
+    [tests] = [value for name, value in vars(module).items() if name.startswith("test_")]
+    [parametrized] = tests.pytestmark
+    checks = [check for check in parametrized.args[1] if check.name not in LONG]
+    assert len(checks) > 2
+    for check in checks:
+        tests(check)
 
 
 def test_every_link_leads_to_a_file():

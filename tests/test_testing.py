@@ -74,8 +74,6 @@ class Faulty(flipkit.Masker):
                 noise = noise + ops.mean(ops.cast(x, "float32"), axis=2)
             case "of the step":
                 noise = noise * (1 + int(seed.key) % 3)
-            case "half":
-                noise = ops.cast(ops.floor(ops.cast(noise, self.compute_dtype) * 64), "float32")
         return keep_lowest(noise, keep)
 
     def get_config(self):
@@ -173,3 +171,22 @@ def test_an_expected_failure_is_skipped_with_its_reason_and_fails_once_it_passes
 def test_an_unknown_expected_failure_is_answered_with_the_nearest():
     with pytest.raises(ConfigurationError, match="Did you mean 'draws_rows_alone'"):
         testing.check_masker(flipkit.RandomMasker, expected_failures={"draws_row_alone": ""})
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        functools.partial(testing.check_masker, flipkit.RandomMasker),
+        functools.partial(testing.check_masker, flipkit.RandomMasker, text=True),
+        functools.partial(testing.check_dataset, lambda: flipkit.CaptionedShapes(size=50)),
+    ],
+    ids=["masker", "masker of words", "dataset"],
+)
+def test_a_clock_decides_only_where_a_time_is_given(check):
+    assert "takes_its_time" not in {c.name for c in check()}
+    status = {}
+    for milliseconds in (0, 1e6):
+        timed = [c for c in check(milliseconds=milliseconds) if c.name == "takes_its_time"]
+        (outcome,) = testing.run(timed)
+        status[milliseconds] = outcome.status
+    assert status == {0: "failed", 1e6: "passed"}

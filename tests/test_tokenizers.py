@@ -101,6 +101,26 @@ def test_cutting_keeps_the_beginning_and_the_end_id(tokenizer):
         assert ((long == tokenizer.end).sum(axis=1) == 1).all()
 
 
+def test_spellings_put_together_are_the_words_of_a_text(tokenizer):
+    if isinstance(tokenizer, tokenizers.Bytes):
+        with pytest.raises(
+            errors.ConfigurationError, match=r"Bytes doesn't cut .* pieces of words"
+        ):
+            tokenizer.spellings()
+        return
+    told, words, unfinished = tokenizer.spellings(), [], False
+    assert len(told) == tokenizer.vocab
+    for letters, goes_on, goes_on_after in (told[i] for i in tokenizer.encode("the red cat")):
+        if goes_on or unfinished:
+            words[-1] += letters
+        else:
+            words.append(letters)
+        unfinished = goes_on_after
+    assert words == ["the", "red", "cat"]
+    if tokenizer.end is not None:
+        assert not told[tokenizer.end][1]
+
+
 def test_workers_copies_give_the_same_ids(tokenizer):
     expected = tokenizer(CAPTIONS + ODD, 16)  # whatever is built lazily is built by now
     copy = pickle.loads(pickle.dumps(tokenizer))
@@ -166,6 +186,12 @@ def test_bytes_can_be_read_back():
 def test_bytes_have_nothing_to_train():
     with pytest.raises(errors.ConfigurationError, match="nothing to train"):
         tokenizers.Bytes().train(CAPTIONS, vocab=100)
+
+
+def test_clips_byte_pairs_are_not_trained_but_read():
+    told = "set `merges` to the file bpe_simple_vocab_16e6.txt.gz"
+    with pytest.raises(errors.ConfigurationError, match=told):
+        tokenizers.ClipBPE().train(CAPTIONS, vocab=49_408)
 
 
 # WordPiece
@@ -317,6 +343,14 @@ def test_a_given_vocabulary_is_not_trained_over(word_piece, tmp_path):
     tokenizer = tokenizers.WordPiece(tmp_path / "vocabulary.txt")
     with pytest.raises(errors.ConfigurationError, match="has a vocabulary"):
         tokenizer.train(CAPTIONS, vocab=50)
+
+
+@pytest.mark.parametrize(
+    "kind", [tokenizers.WordPiece, tokenizers.ClipBPE, tokenizers.SentencePiece]
+)
+def test_an_untrained_tokenizer_has_no_spellings(kind):
+    with pytest.raises(errors.ConfigurationError, match="is untrained: set `"):
+        kind().spellings()
 
 
 def test_an_untrained_tokenizer_saves_nothing_and_can_be_trained_later(tmp_path):

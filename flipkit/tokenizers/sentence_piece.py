@@ -67,12 +67,25 @@ class SentencePiece(Tokenizer):
 
     def encode(self, text):
         """The ids that SentencePiece gives the cleaned text."""
+        self._require_model()
+        return self._processor.encode(self._cleaned(text))
+
+    def spellings(self):
+        """A piece that begins a word has U+2581, a lower block, before it."""
+        self._require_model()
+        told = []
+        for i in range(self._processor.get_piece_size()):
+            piece = self._processor.id_to_piece(i)
+            goes_on = piece[0] != "\u2581" and not self._processor.is_control(i)
+            told.append((piece.lstrip("\u2581"), goes_on, False))
+        return told
+
+    def _require_model(self):
         if self.proto is None:
             raise ConfigurationError(
                 "SentencePiece is untrained: set `model` to a file that SentencePiece wrote, or "
                 "leave it None and call `train(captions, vocab=...)`."
             )
-        return self._processor.encode(self._cleaned(text))
 
     def _cleaned(self, text):
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair has no bytes

@@ -63,9 +63,14 @@ class _Subwords(Tokenizer):
 
     def encode(self, text):
         """The ids of its words, one after the other."""
+        self._require_lines()
+        return itertools.chain.from_iterable(map(self._remember, self.words(text)))
+
+    def _require_lines(self):
+        """The lines of its file, of a tokenizer that has them."""
         if self.lines is None:
             raise ConfigurationError(f"{type(self).__name__} is untrained: {self.advice}")
-        return itertools.chain.from_iterable(map(self._remember, self.words(text)))
+        return self.lines
 
     @functools.cached_property
     def _remember(self):
@@ -157,6 +162,11 @@ class WordPiece(_Subwords):
     def _model(self):
         return models.WordPiece(self._ids, max_input_chars_per_word=self.longest)
 
+    def spellings(self):
+        """A piece that goes on with a word has "##" before it."""
+        lines = self._require_lines()
+        return [(piece.removeprefix("##"), piece.startswith("##"), False) for piece in lines]
+
     def train(self, texts, vocab):
         """Learn at most `vocab` pieces from captions: the same ones whatever their order.
 
@@ -212,6 +222,13 @@ class ClipBPE(_Subwords):
     def __init__(self, merges=None):
         self.merges = None if merges is None else os.fspath(merges)
 
+    @classmethod
+    def example(cls):
+        """One with two merges, for `flipkit.testing`."""
+        made = cls()
+        made._learn(["#version: 0.2", "r e", "re d</w>"])
+        return made
+
     @property
     def vocab(self):
         """Number of ids: 49,408 with all of CLIP's merges; None without any."""
@@ -248,6 +265,21 @@ class ClipBPE(_Subwords):
             return [self._ids[word]]
         letters = "".join(_BYTES[byte] for byte in word.encode())
         return [token.id for token in self._model.tokenize(letters)]
+
+    def train(self, texts, vocab):
+        """Refused: its merges are CLIP's."""
+        raise ConfigurationError(f"{type(self).__name__} isn't trained on captions: {self.advice}")
+
+    def spellings(self):
+        """A piece that ends a word has "</w>" after it; what is part of a letter is spelled U+FFFD."""
+        self._require_lines()
+        return [self._spelling(piece) for piece in self._ids]
+
+    def _spelling(self, piece):
+        if piece in self.ends:
+            return piece, False, False
+        coded = bytes(_BYTE_OF[letter] for letter in piece.removesuffix("</w>"))
+        return coded.decode("utf-8", "replace"), False, not piece.endswith("</w>")
 
     @functools.cached_property
     def _merges(self):
@@ -327,6 +359,7 @@ _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTES = {byte: chr(byte) for byte in _PRINTABLE} | {
     byte: chr(0x100 + i) for i, byte in enumerate(_OTHERS)
 }
+_BYTE_OF = {letter: byte for byte, letter in _BYTES.items()}
 
 _CLIP_WORDS = pre_tokenizers.Split(
     Regex(

@@ -57,6 +57,15 @@ class Tokenizer(registry.Configurable):
         """The ids of one text without `start` and `end`; iterated only as far as they are used."""
         raise NotImplementedError
 
+    def spellings(self) -> list[tuple[str, bool, bool]]:
+        """What each id stands for, in the order of ids: its letters, whether it goes on with the word of
+        the id before it, and whether the id after it goes on with its own.
+
+        Raises:
+            ConfigurationError: the ids are no pieces of words, or there are none yet.
+        """
+        raise ConfigurationError(f"{type(self).__name__} doesn't cut texts into pieces of words.")
+
     def train(self, texts: Iterable[str], vocab: int):
         """Learn at most `vocab` ids from captions: the same ones whatever their order."""
         raise ConfigurationError(f"{type(self).__name__} has nothing to train.")

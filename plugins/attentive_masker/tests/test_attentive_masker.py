@@ -1,3 +1,5 @@
+from typing import Any
+
 import flipkit_attentive_masker as plugin
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ from flipkit import testing
 
 # Each in a process of its own: seconds.
 SLOW = {"survives_a_file", "trains_on_eight_devices", "starts_no_backend_when_imported"}
-TOWER = {"image_size": 16, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
+TOWER: dict[str, Any] = {"image_size": 16, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
 
 
 def checks():
@@ -185,7 +187,7 @@ def test_a_picture_of_another_size_is_scored_with_resampled_positions():
 
 def test_a_tower_that_tells_no_scores_is_refused():
     class Blind(flipkit.ViT):
-        scores = None
+        scores: Any = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
     with pytest.raises(flipkit.ConfigurationError, match=r"scores\(x\).*Received: Blind"):
         flipkit.FLIP(

@@ -14,6 +14,8 @@ from flipkit_keras_nlp import presets
 
 registered = keras.saving.register_keras_serializable(package="flipkit_keras_nlp")
 
+TINY = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16}  # of the examples
+
 
 class _Tower(keras.layers.Layer):
     """A backbone of keras-nlp in place of one of flipkit's towers: what images and texts share.
@@ -131,6 +133,14 @@ class KerasNLPImage(_Tower):
     POOLS = ("class", "mean")
     SKIPPING = ("CLIPVisionEncoder", "SigLIPVisionEncoder", "ViTBackbone")
 
+    @classmethod
+    def example(cls):
+        """A tiny ViT, for `flipkit.testing`."""
+        backbone = presets.library().models.ViTBackbone(
+            image_shape=(16, 16, 3), patch_size=4, mlp_dim=32, **TINY
+        )
+        return cls(backbone=flipkit.registry.serialize(backbone))
+
     @property
     def image_size(self) -> Any:
         """Pixels: (height, width)."""
@@ -232,6 +242,14 @@ class KerasNLPText(_Tower):
 
     part = "text_encoder"
     POOLS = ("first", "eos", "mean", "pooled")
+
+    @classmethod
+    def example(cls):
+        """A tiny BERT, for `flipkit.testing`."""
+        backbone = presets.library().models.BertBackbone(
+            vocabulary_size=60, max_sequence_length=8, intermediate_dim=32, **TINY
+        )
+        return cls(backbone=flipkit.registry.serialize(backbone))
 
     def __init__(self, preset=None, *, length=None, pad=0, **kwargs):
         super().__init__(preset, **kwargs)

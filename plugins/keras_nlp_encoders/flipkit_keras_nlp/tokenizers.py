@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import string
 import tempfile
 
 import flipkit  # before keras, whose backend it chooses
@@ -33,6 +34,18 @@ class KerasNLPTokenizer(flipkit.Tokenizer):
         self.preset = None if preset is None else os.fspath(preset)
         self.add_start, self.add_end = add_start, add_end
 
+    @classmethod
+    def example(cls):
+        """BERT's with an alphabet for words, for `flipkit.testing`."""
+        letters = string.ascii_lowercase
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        words = [*special, *letters, *(f"##{letter}" for letter in letters)]
+        made = cls()
+        made.__dict__["files"] = presets.apart(
+            lambda: _saved(presets.library().models.BertTokenizer(words))
+        )
+        return made
+
     @functools.cached_property
     def files(self):
         """What makes the tokenizer: its serialised form and its files, {name: bytes}; None without."""
@@ -46,10 +59,7 @@ class KerasNLPTokenizer(flipkit.Tokenizer):
                 raise flipkit.ConfigurationError(
                     f"Can't read a tokenizer from the preset {self.preset}: {error}"
                 ) from error
-            with tempfile.TemporaryDirectory() as folder:
-                tokenizer.save_to_preset(folder)
-                files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
-                return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+            return _saved(tokenizer)
 
         return presets.apart(read)
 
@@ -121,3 +131,11 @@ class KerasNLPTokenizer(flipkit.Tokenizer):
         if files:
             kept = {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
             self.__dict__ = self.__getstate__() | {"files": kept}
+
+
+def _saved(tokenizer):
+    """What makes keras-nlp's own object again: {name: bytes}."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_to_preset(folder)
+        files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -1,0 +1,186 @@
+"""What a masker must do."""
+
+import time
+from typing import Any
+
+import jax  # to compile what is checked: Keras has no word for it outside of `fit`
+import keras
+import numpy as np
+
+from flipkit.encoders import TextTransformer, ViT
+from flipkit.maskers import Masker
+from flipkit.random import Seed
+from flipkit.testing.check import Check, Checks, expect, expect_equal, module_of, sample_of, short
+from flipkit.testing.models import (
+    TEXTS,
+    survives_a_file,
+    tiny,
+    trains,
+    trains_alike_on_eight_devices,
+)
+from flipkit.tokenizers import WordPiece
+
+GRIDS = ((4, 4), (7, 5), (1, 9))  # square, odd and not square, a single row
+LENGTHS = ((1, 9), (1, 16))
+NEEDS = {"pixels", "words", "tower"}
+
+
+def check_masker(make, *, text=None, milliseconds=None, expected_failures=None) -> list[Check]:
+    """The checks of a masker of image patches, or of text tokens.
+
+    Args:
+        make: the class, or a function without arguments that returns a masker.
+        text: whether it masks words and not patches; None is what it `needs`.
+        milliseconds: what 64 rows of a ViT-B/16's patches, or of 77 tokens, may take, compiled. None
+            asks for no such check: a clock that others share should not decide a test.
+        expected_failures: {name of a check: why it fails on purpose}, beside what the class says.
+    """
+    if text is None:
+        text = "words" in getattr(sample_of(make), "needs", ())
+    return _MaskerChecks(make, text, milliseconds).checks(expected_failures)
+
+
+class _MaskerChecks(Checks):
+    kind = Masker
+
+    def __init__(self, make, text, milliseconds):
+        super().__init__(make)
+        self._text, self._milliseconds = text, milliseconds
+        self._grids = LENGTHS if text else GRIDS
+
+    def keeps_as_many_as_it_is_told(self):
+        for grid in self._grids:
+            masker, tokens = self._masker(grid), grid[0] * grid[1]
+            for batch in (1, 5):
+                for keep in {1, tokens // 2, tokens - 1, tokens}:
+                    ids = self._ids(grid, keep, batch, masker=masker)
+                    told = f"ids int32 ({batch}, {keep}) of a grid {grid}"
+                    expect(ids.shape == (batch, keep), told, f"shape {ids.shape}")
+                    expect(ids.dtype == "int32", told, f"dtype {ids.dtype}")
+                    told = f"ids from 0 to {tokens - 1}, ascending, none twice, of a grid {grid}"
+                    inside = bool(ids.min() >= 0 and ids.max() < tokens)
+                    expect(_rises(ids) and inside, told, short(ids))
+
+    def repeats_itself(self):
+        first, again = (self._ids(step=3) for _ in range(2))
+        expect_equal(again, first, "the same ids for the same seed and step")
+
+    def draws_anew_at_every_step(self):
+        ids = [self._ids(step=step, batch=16) for step in range(4)]
+        same = all(np.array_equal(ids[0], other) for other in ids[1:])
+        expect(not same, "another mask at another step", "the same in 4 steps")
+
+    def draws_rows_alone(self):
+        """So that a micro-batch, or a device's share, sees what the whole batch would."""
+        whole, part = self._ids(batch=8), self._ids(batch=3)
+        expect_equal(part, whole[:3], "a row's ids not to depend on the other rows")
+
+    def needs_what_it_looks_at(self):
+        """One that needs nothing may be drawn on the host, before there are pixels."""
+        needs = self._make().needs
+        known = isinstance(needs, tuple) and {*needs} <= NEEDS
+        expect(known, f"needs: a tuple of some of {sorted(NEEDS)}", repr(needs))
+        if not needs:
+            ids = [self._ids(content=content) for content in (0, 1)]
+            told = 'ids that do not depend on x where needs == (); write needs = ("pixels",)'
+            expect_equal(ids[1], ids[0], told)
+
+    def compiles_to_the_same(self):
+        eager, compiled = self._ids(step=2), _compiled(self._call(self._masker()))
+        expect_equal(np.asarray(compiled(self._x(), 2)), eager, "the same ids compiled and not")
+
+    def compiles_once(self):
+        traces, call = [], self._call(self._masker())
+
+        def counted(x, step):
+            traces.append(step)
+            return call(x, step)
+
+        program = _compiled(counted)
+        for step in range(3):
+            program(self._x(), step)
+        expect(len(traces) == 1, "one program for all steps", f"{len(traces)} in 3 steps")
+
+    def works_in_bfloat16(self):
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        try:
+            ids = self._ids((1, 300) if self._text else (16, 16), batch=2)
+        finally:
+            keras.config.set_dtype_policy(before)
+        told = "ids int32, ascending, none twice under mixed_bfloat16"
+        expect(ids.dtype == "int32" and _rises(ids), told, short(ids))
+
+    def trains(self):
+        trains(self._model())
+
+    def survives_a_file(self):
+        survives_a_file(self._model(), module_of(self._make()))
+
+    def trains_on_eight_devices(self):
+        trains_alike_on_eight_devices(self._model(), module_of(self._make()))
+
+    def takes_its_time(self):
+        grid, keep = ((1, 77), 32) if self._text else ((14, 14), 98)
+        x, rounds = self._x(grid, 64, side=16), []
+        program = _compiled(self._call(self._masker(grid, side=16), grid, keep))
+        for step in range(6):
+            start = time.perf_counter()
+            jax.block_until_ready(program(x, step))
+            rounds.append(1e3 * (time.perf_counter() - start))
+        told = f"at most {self._milliseconds:g} ms for {len(x)} rows of {grid}"
+        expect(min(rounds[1:]) <= self._milliseconds, told, f"{min(rounds[1:]):.1f} ms")
+
+    def _asked(self, name):
+        return name != "takes_its_time" or self._milliseconds is not None
+
+    def _x(self, grid=None, batch=5, content=0, side=2):
+        """Patches of `side` x `side` pixels, or ids of tokens with three pads at the end."""
+        tokens = np.prod(grid or self._grids[0])
+        rng = np.random.default_rng(content)
+        if self._text:
+            ids = rng.integers(1, 50, (batch, tokens))
+            return (ids * (np.arange(tokens) < tokens - 3)).astype("int32")
+        return rng.integers(0, 256, (batch, tokens, 3 * side**2)).astype("uint8")
+
+    def _model(self, grid=None, side=2):
+        """A FLIP that has built the masker, for patches of this grid or for as many tokens."""
+        rows, columns = grid or self._grids[0]
+        if not self._text:
+            size: Any = (side * rows, side * columns)
+            image = ViT(size, side, dim=16, depth=1, heads=2)
+            return tiny(image, masker=self._make())
+        tokenizer: Any = WordPiece()
+        tokenizer.train(TEXTS, 100)
+        text = TextTransformer(tokenizer.vocab, columns, dim=16, depth=1, heads=2)
+        masked = {"text_masker": self._make(), "text_mask_ratio": 0.5}
+        return tiny(text=text, tokenizer=tokenizer, masker=None, mask_ratio=0.0, **masked)
+
+    def _masker(self, grid=None, side=2):
+        model = self._model(grid, side)
+        return model.text_masker if self._text else model.masker
+
+    def _call(self, masker, grid=None, keep=None):
+        grid = grid or self._grids[0]
+        keep = keep or grid[0] * grid[1] // 2
+
+        def call(x, step):
+            return masker(x, keep=keep, grid=grid, seed=Seed(7, step).named("masker"))
+
+        return call
+
+    def _ids(self, grid=None, keep=None, batch=5, step=0, content=0, masker=None):
+        x, masker = self._x(grid, batch, content), masker or self._masker(grid)
+        return np.asarray(self._call(masker, grid, keep)(x, step))
+
+
+def _rises(ids):
+    return bool((np.diff(ids, axis=1) > 0).all())
+
+
+def _compiled(call):
+    def pure(x, step):
+        with keras.StatelessScope():  # what a masker keeps stays as it is
+            return call(x, step)
+
+    return jax.jit(pure)
