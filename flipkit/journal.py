@@ -84,9 +84,11 @@ class Journal:
 
     def begin(self, model):
         """Records what the run starts from: a digest of its initial weights."""
-        self.start = {
-            "initial_weights": fingerprint(v for v in model.weights if v is not model.step)
-        }
+        # What a masker keeps for itself, such as an average, is no weight of the model.
+        maskers = [getattr(model, name, None) for name in ("masker", "text_masker")]
+        own = {v.path for masker in maskers if masker is not None for v in masker.weights}
+        own.add(model.step.path)
+        self.start = {"initial_weights": fingerprint(v for v in model.weights if v.path not in own)}
         self.say(f"Initial weights {self.start['initial_weights']}.")
         if self.folder is not None:
             write_text(self.folder / "start.json", json.dumps(self.start))
