@@ -26,7 +26,12 @@ from flipkit.errors import ConfigurationError, FlipkitError
 from flipkit.process import cache_programs, take_huge_pages
 from flipkit.settings import as_like, parse, split_settings
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study; default: studies/<recipe>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the study; default: studies/<recipe>.",
+    allow_override=True,  # flipkit.run has one too, which a process that imports both knows
+)
 
 METRIC = "zero_shot/top1"
 OWN = ("seconds", "samples", "flops", "seeds", "metric", "chance", "title")

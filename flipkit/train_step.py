@@ -25,10 +25,12 @@ class TrainStep:
     Attributes:
         reads: what a batch holds beside `image`: "text" or "label".
         default_loss: the loss that a run takes if it is told none.
+        meter: of the train function that `fit` has made last; None before.
     """
 
     reads: str
     default_loss: str | None
+    meter: "Meter | None" = None
 
     def readings(self) -> dict:
         """What `compute_metrics` wants to know of the weights, by its name in the outputs."""
@@ -47,7 +49,8 @@ class TrainStep:
             return loss, (unscaled, y_pred, *updates)
 
         def train_step(self, state, data):
-            self.meter.programs += 1  # what is jitted runs only to be compiled
+            if self.meter is not None:
+                self.meter.programs += 1  # what is jitted runs only to be compiled
             trainable, non_trainable, optimizer, metrics = state
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             loss_and_gradient = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
