@@ -107,20 +107,29 @@ def _budget(own):
 
 def table(rows, metric, title) -> Table:
     """The variants from the best down: the metric over seeds, what it cost, what it can't be told from."""
-    columns = (metric, "seeds", "not told apart from", "image tokens", "pairs", "FLOPs", "seconds")
+    phased = any(row.before is not None for row in rows)
+    columns = (
+        metric,
+        *(["before the last phase"] if phased else ()),
+        "seeds",
+        "not told apart from",
+    )
+    columns += ("image tokens", "pairs", "FLOPs", "seconds")
     result = Table("", "", *columns, title=title)
     for column in result.columns[2:]:
         column.justify = "right"
     for place, row in enumerate(rows, 1):
         spread = "" if row.spread is None else f" ± {report.shown(metric, row.spread)}"
+        before = "" if row.before is None else report.shown(metric, row.before)
         first = row.results[0]
         seconds = sum(r.seconds for r in row.results) / len(row.results)
         result.add_row(
             str(place),
             escape(row.variant.label),
             f"{report.shown(metric, row.mean)}{spread}",
+            *([before] if phased else ()),
             str(len(row.values)),
-            "one seed" if row.like is None else ranges(row.like) or "none: alone",
+            "too few seeds" if row.like is None else ranges(row.like) or "none: alone",
             "" if first.image_tokens is None else str(first.image_tokens),
             f"{first.pairs:,}",
             f"{first.flops:.3g}",

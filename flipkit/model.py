@@ -621,7 +621,11 @@ def _checked_ratio(name, ratio):
 
 def _chosen(masker, x, keep, grid, seed):
     """The ids that `masker` keeps; refused while the program is made if they are no ids of `keep`."""
-    ids = masker(x, keep=keep, grid=grid, seed=seed)
+    try:
+        ids = masker(x, keep=keep, grid=grid, seed=seed)
+    except Exception as problem:
+        plugins.note_owner("maskers", masker, problem)
+        raise
     dtype = keras.backend.standardize_dtype(ids.dtype)
     if tuple(ids.shape[1:]) != (keep,) or dtype != "int32":
         raise plugins.error_in_use(

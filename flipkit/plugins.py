@@ -516,6 +516,20 @@ def error_in_use(kind: str, component: object, reason: str, fix: str) -> Flipkit
     return PluginError(str(manager.fault(offer.source, offer.hook, reason, fix, missing=False)))
 
 
+def note_owner(kind: str, component: object, error: BaseException) -> None:
+    """Add to an `error` that a component in use raised whose it is, if a plugin offers its class.
+
+    It becomes one of the `problems` too; its type and its traceback stay, which the author needs.
+    """
+    manager = _loaded()
+    offer = manager.offer_of(kind, type(component))
+    if offer is not None and not isinstance(error, FlipkitError):
+        reason = f"{type(component).__name__} raised {_told(error)}"
+        more = {"missing": False, "error": error}
+        problem = manager.fault(offer.source, offer.hook, reason, _mend(offer.source), **more)
+        error.add_note(str(problem))
+
+
 def disabled() -> dict[Source, str]:
     """The plugins left out, and the environment variable that asks for it."""
     return dict(_loaded().disabled)

@@ -122,8 +122,8 @@ def scaled(run, scale: str):
         run: `flipkit.Run`.
         scale: "full" is the run itself. "tiny" is one of the same structure that a CPU trains in seconds:
             every phase has two steps of eight pairs; in the model, whatever is called `dim`, `depth` and
-            so on is what TINY says; data and evaluations are captioned shapes, texts become bytes; it
-            begins with weights of its own.
+            so on is what TINY says; data and evaluations are captioned shapes, texts become pieces
+            of words that are learned from them; it begins with weights of its own.
 
     Returns:
         A `flipkit.Run`.
@@ -143,8 +143,8 @@ def scaled(run, scale: str):
             phase["config"]["image_size"] = patches * TINY["patch_size"]
     labelled = run.model.reads == "label"
     values = {
-        # Of the shapes the tests have labels; bytes need no file.
-        **({"model.classes": 512} if labelled else {"model.tokenizer": "bytes"}),
+        # Of the shapes the tests have labels; pieces of words need no file, they are learned.
+        **({"model.classes": 512} if labelled else {"model.tokenizer": "wordpiece"}),
         "data": datasets.CaptionedShapes("test" if labelled else "train", 64, image_size=32),
         "init": None,
         "feed.threads": 1,

@@ -55,8 +55,8 @@ class Result:
         flops: of training, counted from the traced program (`flipkit.plan`).
         seconds: of training, without evaluations and compilation.
         initial_weights: their digest.
-        evaluations: one dict for each time it was evaluated: the `samples`, `seconds` and `flops` spent
-            until then, and the metrics.
+        evaluations: one dict for each time it was evaluated, such as the end of a phase: the `phase` it
+            was in, the `samples`, `seconds` and `flops` spent until then, and the metrics.
         versions: of flipkit, Keras, JAX and the plugins.
     """
 
@@ -82,6 +82,12 @@ class Result:
             known = [name for name in final if "/" in name]
             raise UnknownName(f"No evaluation has {metric!r}. {nearest(metric, known)}")
         return final[metric]
+
+    def before_last_phase(self, metric: str) -> float | None:
+        """The metric when the last phase, such as unmasked tuning, began; None of a single phase."""
+        last = max(evaluation["phase"] for evaluation in self.evaluations)
+        before = [e[metric] for e in self.evaluations if e["phase"] < last]
+        return before[-1] if before else None
 
 
 def variants(values: dict[str, list[str]], also: Iterable[dict[str, str]] = ()) -> list[Variant]:
@@ -267,7 +273,7 @@ def _evaluation(row, plan):
         done = min(left, phase["samples"])
         flops += phase["flops"] * done / phase["samples"]
         left -= done
-    spent = {"samples": row["samples"], "seconds": row["seconds"], "flops": flops}
+    spent = {name: row[name] for name in ("phase", "samples", "seconds")} | {"flops": flops}
     return spent | report.evaluations(row)
 
 
@@ -286,6 +292,7 @@ class Row:
     Attributes:
         results: its runs.
         values: the metric of each.
+        before: its mean before the last phase, None where there is only one phase.
         like: the places, from 1, of the rows that it can't be told apart from, itself left out;
             None where there are too few seeds to tell.
     """
@@ -293,6 +300,7 @@ class Row:
     variant: Variant
     results: list[Result]
     values: list[float]
+    before: float | None
     like: list[int] | None
 
     @property
@@ -318,17 +326,14 @@ def ranked(results: list[Result], metric: str) -> list[Row]:
     values = {variant: [r.value(metric) for r in group] for variant, group in groups.items()}
     order = sorted(groups, key=lambda variant: -float(np.mean(values[variant])))
     apart = told_apart([values[variant] for variant in order])
-    return [
-        Row(
-            variant,
-            groups[variant],
-            values[variant],
-            None
-            if apart is None
-            else [j + 1 for j in range(len(order)) if j != i and not apart[i, j]],
-        )
-        for i, variant in enumerate(order)
-    ]
+    rows = []
+    for i, variant in enumerate(order):
+        found = [result.before_last_phase(metric) for result in groups[variant]]
+        before = None if None in found else float(np.mean(found))
+        others = (j for j in range(len(order)) if j != i)
+        like = None if apart is None else [j + 1 for j in others if not apart[i, j]]
+        rows.append(Row(variant, groups[variant], values[variant], before, like))
+    return rows
 
 
 def told_apart(groups: list[list[float]]) -> np.ndarray | None:

@@ -736,6 +736,26 @@ def test_ids_that_are_none_tell_whose_masker_they_are_of(install, tiny, pairs):
     assert tiny(masker="random", mask_ratio=0.5)(pairs(), training=True)["image"].shape == (8, 8)
 
 
+def test_what_a_masker_raises_in_use_tells_whose_it_is(site, tiny, pairs):
+    site("failing", masker("failing", "return x[no_such_name]"))
+    with pytest.raises(NameError) as caught:
+        tiny(masker="failing", mask_ratio=0.5)(pairs(), training=True)
+    (problem,) = [p for p in plugins.problems() if p.source.distribution == "flipkit-failing"]
+    assert str(problem) in caught.value.__notes__
+    assert "(entry point: failing = flipkit_failing, hook: flipkit_maskers)" in str(problem)
+    assert "Failing raised NameError" in problem.reason
+
+
+def test_what_ones_own_masker_raises_is_left_alone(tiny, pairs):
+    class Mine(flipkit.Masker):
+        def call(self, x, keep, *, grid, seed):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        tiny(masker=Mine(), mask_ratio=0.5)(pairs(), training=True)
+    assert not getattr(caught.value, "__notes__", [])
+
+
 @pytest.mark.slow
 def test_a_recipe_runs_beside_all_ten(install, tmp_path):
     for name in TEN:

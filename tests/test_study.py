@@ -1,5 +1,6 @@
 """Studies: what is trained, under which budget, what isn't trained again, and what the table may say."""
 
+import io
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 from absl import flags
+from rich.console import Console
 
 from flipkit import compare, planning, study
 from flipkit.errors import ConfigurationError, UnknownName
@@ -79,6 +81,7 @@ def test_every_variant_is_trained_from_every_seed_and_begins_alike(trained):
 def test_a_curve_tells_what_was_spent_on_each_of_its_points(trained):
     whole, masked = (line for line in lines(trained) if line["seed"] == 0)
     assert [e["samples"] for e in masked["evaluations"]] == [16, 32]
+    assert [e["phase"] for e in masked["evaluations"]] == [0, 1]
     first, last = (e["flops"] for e in masked["evaluations"])
     assert last == pytest.approx(masked["flops"])
     # The second half sees whole pictures, so it costs what half of an unmasked run does.
@@ -173,8 +176,10 @@ def test_a_recipe_without_pairs_gets_its_phases_longer(tmp_path):
 # What may be said ---------------------------------------------------------------------------------
 
 
-def result(label, seed, value, start="a"):
-    return Result({"masker": label}, seed, 8, 4, 1e9, 2.0, start, [{"zero_shot/top1": value}], {})
+def result(label, seed, value, start="a", earlier=()):
+    """A finished run, evaluated at the end of its last phase and, if told, of those before."""
+    found = [{"phase": i, "zero_shot/top1": v} for i, v in enumerate([*earlier, value])]
+    return Result({"masker": label}, seed, 8, 4, 1e9, 2.0, start, found, {})
 
 
 def test_what_differs_by_less_than_its_spread_is_not_told_apart():
@@ -196,6 +201,21 @@ def test_many_variants_of_pure_chance_are_seldom_told_apart():
         draws = np.random.default_rng(trial).normal(size=(10, 3))
         found += bool(study.told_apart(draws.tolist()).any())
     assert found <= 9  # 3 are expected, more than 9 once in 1,000 studies of studies
+
+
+def test_what_was_reached_before_the_last_phase_is_told():
+    tuned = [result("a", 0, 0.5, earlier=[0.1, 0.3]), result("a", 1, 0.7, earlier=[0.1, 0.4])]
+    rows = study.ranked([*tuned, result("b", 0, 0.2)], "zero_shot/top1")
+    assert [row.before for row in rows] == [pytest.approx(0.35), None]
+    assert "before the last phase" in printed(rows)
+    assert "35.00 %" in printed(rows)
+    assert "before the last phase" not in printed(rows[1:])
+
+
+def printed(rows):
+    console = Console(width=200, file=io.StringIO())
+    console.print(compare.table(rows, "zero_shot/top1", ""))
+    return console.file.getvalue()
 
 
 def test_of_one_seed_nothing_is_told():

@@ -6,19 +6,16 @@ import numpy as np
 
 from flipkit.errors import ConfigurationError
 from flipkit.layers import gather, patchify
-from flipkit.model import FLIP
 from flipkit.paths import canonical, matches
 from flipkit.testing.check import (
     Check,
-    Checks,
     expect,
     expect_close,
     expect_equal,
-    module_of,
     sample_of,
     short,
 )
-from flipkit.testing.models import survives_a_file, tiny, trains, trains_alike_on_eight_devices
+from flipkit.testing.models import PartChecks, tiny
 
 
 def check_encoder(make, *, expected_failures=None) -> list[Check]:
@@ -27,7 +24,7 @@ def check_encoder(make, *, expected_failures=None) -> list[Check]:
     return kind(make).checks(expected_failures)
 
 
-class _EncoderChecks(Checks):
+class _EncoderChecks(PartChecks):
     kind = keras.layers.Layer
 
     def maps_a_batch_to_features(self):
@@ -97,15 +94,6 @@ class _EncoderChecks(Checks):
                 rank = len(paths[path].shape)
                 expect(len(axes) == rank, f"{rank} axes for {path}", axes)
 
-    def trains(self):
-        trains(self._model())
-
-    def survives_a_file(self):
-        survives_a_file(self._model(), module_of(self._make()))
-
-    def trains_on_eight_devices(self):
-        trains_alike_on_eight_devices(self._model(), module_of(self._make()))
-
     def _built(self):
         encoder = self._make()
         if not encoder.built:
@@ -113,9 +101,6 @@ class _EncoderChecks(Checks):
         return encoder
 
     def _x(self, encoder, batch=2) -> np.ndarray:
-        raise NotImplementedError
-
-    def _model(self) -> FLIP:
         raise NotImplementedError
 
 

@@ -10,14 +10,8 @@ import numpy as np
 from flipkit.encoders import TextTransformer, ViT
 from flipkit.maskers import Masker
 from flipkit.random import Seed
-from flipkit.testing.check import Check, Checks, expect, expect_equal, module_of, sample_of, short
-from flipkit.testing.models import (
-    TEXTS,
-    survives_a_file,
-    tiny,
-    trains,
-    trains_alike_on_eight_devices,
-)
+from flipkit.testing.check import Check, expect, expect_equal, sample_of, short
+from flipkit.testing.models import TEXTS, PartChecks, tiny
 from flipkit.tokenizers import WordPiece
 
 GRIDS = ((4, 4), (7, 5), (1, 9))  # square, odd and not square, a single row
@@ -40,7 +34,7 @@ def check_masker(make, *, text=None, milliseconds=None, expected_failures=None) 
     return _MaskerChecks(make, text, milliseconds).checks(expected_failures)
 
 
-class _MaskerChecks(Checks):
+class _MaskerChecks(PartChecks):
     kind = Masker
 
     def __init__(self, make, text, milliseconds):
@@ -110,15 +104,6 @@ class _MaskerChecks(Checks):
             keras.config.set_dtype_policy(before)
         told = "ids int32, ascending, none twice under mixed_bfloat16"
         expect(ids.dtype == "int32" and _rises(ids), told, short(ids))
-
-    def trains(self):
-        trains(self._model())
-
-    def survives_a_file(self):
-        survives_a_file(self._model(), module_of(self._make()))
-
-    def trains_on_eight_devices(self):
-        trains_alike_on_eight_devices(self._model(), module_of(self._make()))
 
     def takes_its_time(self):
         grid, keep = ((1, 77), 32) if self._text else ((14, 14), 98)

@@ -9,7 +9,7 @@ import numpy as np
 from flipkit import registry
 from flipkit.encoders import TextTransformer, ViT
 from flipkit.model import FLIP, load_model
-from flipkit.testing.check import expect, expect_close, fresh
+from flipkit.testing.check import Checks, expect, expect_close, fresh, module_of
 
 TEXTS = ["a small red square", "", "Zwölf Boxkämpfer", "日本 🦊", "word " * 100]
 
@@ -37,25 +37,35 @@ def pairs_for(model, size=8):
     return {"image": images, "text": text}
 
 
-def trains(model):
-    """Two steps of training have a finite loss and finite gradients."""
-    model.compile("adamw")
-    history = model.fit(pairs_for(model), batch_size=4, shuffle=False, verbose=0).history
-    expect(np.isfinite(history["loss"]).all(), "a finite loss in training", history["loss"])
-    # The norm of all gradients together, before anything is clipped.
-    norms = history["gradient_norm"]
-    expect(np.isfinite(norms).all(), "finite gradients in training", f"a norm of {norms}")
+class PartChecks(Checks):
+    """Of a part of a model, which `_model` makes around it: in training, in a file, on many devices."""
 
+    def trains(self):
+        """Two steps of training have a finite loss and finite gradients."""
+        model = self._model()
+        model.compile("adamw")
+        history = model.fit(pairs_for(model), batch_size=4, shuffle=False, verbose=0).history
+        expect(np.isfinite(history["loss"]).all(), "a finite loss in training", history["loss"])
+        # The norm of all gradients together, before anything is clipped.
+        norms = history["gradient_norm"]
+        expect(np.isfinite(norms).all(), "finite gradients in training", f"a norm of {norms}")
 
-def trains_alike_on_eight_devices(model, module):
-    """A step of training on 8 simulated devices has the loss of one on a single device."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "model.keras"
-        _save(model, path)
-        one = train_file(path)
-        several = float(fresh(TRAIN.format(module=module, path=str(path)), devices=8))
-    told = "the same loss on 8 devices as on one, to 1e-4"
-    expect(abs(one - several) < 1e-4, told, f"{several:.6f} and {one:.6f}")
+    def survives_a_file(self):
+        survives_a_file(self._model(), module_of(self._make()))
+
+    def trains_on_eight_devices(self):
+        """A step of training on 8 simulated devices has the loss of one on a single device."""
+        module = module_of(self._make())
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "model.keras"
+            _save(self._model(), path)
+            one = train_file(path)
+            several = float(fresh(TRAIN.format(module=module, path=str(path)), devices=8))
+        told = "the same loss on 8 devices as on one, to 1e-4"
+        expect(abs(one - several) < 1e-4, told, f"{several:.6f} and {one:.6f}")
+
+    def _model(self) -> FLIP:
+        raise NotImplementedError
 
 
 def survives_a_file(model, module):

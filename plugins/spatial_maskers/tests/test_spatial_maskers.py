@@ -8,7 +8,7 @@ from flipkit import testing
 
 MASKERS = [CropMasker, GaussianMasker, GridMasker]
 # Each in a process of its own: seconds.
-SLOW = {"survives_a_file", "trains_on_eight_devices", "starts_no_backend_when_imported"}
+SLOW = {"trains", "survives_a_file", "trains_on_eight_devices", "starts_no_backend_when_imported"}
 
 
 def checks():
