@@ -328,8 +328,9 @@ def ranked(results: list[Result], metric: str) -> list[Row]:
     apart = told_apart([values[variant] for variant in order])
     rows = []
     for i, variant in enumerate(order):
-        found = [result.before_last_phase(metric) for result in groups[variant]]
-        before = None if None in found else float(np.mean(found))
+        found = (result.before_last_phase(metric) for result in groups[variant])
+        earlier = [value for value in found if value is not None]
+        before = float(np.mean(earlier)) if earlier else None
         others = (j for j in range(len(order)) if j != i)
         like = None if apart is None else [j + 1 for j in others if not apart[i, j]]
         rows.append(Row(variant, groups[variant], values[variant], before, like))
