@@ -1,16 +1,18 @@
 """What each masker costs a step, beside the random one: FLOPs, bytes and time at a tower's real shapes.
 
-    python benchmarks/masker_cost.py --size L --batch 2 --rounds 5        # on a laptop
-    python benchmarks/masker_cost.py --size L --dtype mixed_bfloat16 --batch 256    # on an accelerator
+    python benchmarks/masker_cost.py --size L --batch 2 --rounds 5    # on a laptop
+    python benchmarks/masker_cost.py --size L --batch 256 --dtype mixed_bfloat16    # on an accelerator
+    python benchmarks/masker_cost.py --size L --dtype mixed_bfloat16 --topology v5e:2x2    # for a TPU
 
 The program is the loss and its gradient, without an optimizer, whose part would only hide differences.
 FLOPs and bytes are XLA's counts for the compiled program. Programs are timed in turn, round by round, and
-ratios taken within a round.
+ratios taken within a round. With `--topology` they are compiled for a chip of a TPU that needn't be there
+and not timed; that takes the package `libtpu` (`pip install 'jax[tpu]'`).
 """
 
 import argparse
-import statistics
 import time
+from typing import Any
 
 import flipkit  # first: it chooses Keras's backend
 
@@ -18,25 +20,30 @@ import flipkit  # first: it chooses Keras's backend
 import jax
 import keras
 import numpy as np
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from step_time import SIZES
 
-from flipkit import maskers, plugins
+from flipkit import maskers, plugins, settings
 from flipkit.process import take_huge_pages
 
 
 class Gradient:
-    """Loss and gradient of a model with a masker, compiled; the weights are shared by all maskers."""
+    """Loss and gradient of a model with a masker, compiled; the weights are shared by all maskers.
 
-    def __init__(self, size, name, ratio, batch, dtype, weights=None):
+    With a `device` of a topology it is compiled for that, and can't be called.
+    """
+
+    def __init__(self, size, name, ratio, batch, dtype, weights=None, device=None):
         pixels, patch, image, text, length, vocab = SIZES[size]
         self.name = name
         model = flipkit.FLIP(
             flipkit.ViT(pixels, patch, *image, dtype=dtype),
             flipkit.TextTransformer(vocab, length, *text, dtype=dtype),
-            masker=name,
+            masker=masker_of(name),
             mask_ratio=ratio,
             dim=image[0],
             dtype=dtype,
@@ -55,8 +62,14 @@ class Gradient:
             found, own = model.stateless_call(weights, own, batch, training=True)
             return contrast(found["image"], found["text"], 1 / 0.07), own
 
-        program = jax.value_and_grad(loss, has_aux=True)
-        self.program = jax.jit(program).lower(self.weights, own, self.batch).compile()
+        program = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        inputs = self.weights, own, self.batch
+        if device is not None:
+            place = SingleDeviceSharding(device)
+            inputs = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), inputs
+            )
+        self.program = program.lower(*inputs).compile()
         self.own, counts = own, self.program.cost_analysis()
         self.flops, self.bytes = counts["flops"], counts["bytes accessed"]
         for variable in model.trainable_variables:
@@ -77,44 +90,62 @@ def main():
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--maskers", help="names; all installed that can mask images if not given")
+    parser.add_argument("--topology", help="compile for a TPU, such as v5e:2x2, and time nothing")
+    parser.add_argument(
+        "--maskers",
+        help="such as random,attentive:shrink=2; all installed that can mask images if not given",
+    )
     options = parser.parse_args()
     names = options.maskers.split(",") if options.maskers else plugins.names("maskers")
     if not options.maskers:
         names = [n for n in names if "words" not in maskers.get(n).needs]
     names = ["random", *(name for name in names if name != "random")]
+    device = None
+    if options.topology:
+        device = topologies.get_topology_desc(options.topology, "tpu").devices[0]
     sizes = (options.ratio, options.batch, options.dtype)
     programs, weights = [], None
     for name in track(names, "compiling", transient=True):
-        programs.append(Gradient(options.size, name, *sizes, weights=weights))
+        programs.append(Gradient(options.size, name, *sizes, weights=weights, device=device))
         weights = programs[0].weights
-    times = {program.name: [] for program in programs}
-    for round in track(range(options.rounds + 1), "timing", transient=True):
-        for program in programs:
-            seconds = program.seconds()
-            if round:  # the first warms up
-                times[program.name].append(seconds)
+    base = programs[0]
+    columns = {
+        "FLOPs": [f"{program.flops / base.flops:.4f}" for program in programs],
+        "bytes": [f"{program.bytes / base.bytes:.4f}" for program in programs],
+    }
+    if device is None:
+        columns |= timed(programs, options.rounds)
+    where = (device or jax.devices()[0]).device_kind
     title = (
         f"{options.size}, mask ratio {options.ratio:g}, batch {options.batch}, {options.dtype}, "
     )
-    table = Table(
-        "masker", "FLOPs", "bytes", "time", "quarter to quarter", "ms",
-        title=title + jax.devices()[0].device_kind, caption="Ratios to the random masker.",
-    )  # fmt: skip
-    base = programs[0]
-    for program in programs:
-        ratios = [a / b for a, b in zip(times[program.name], times[base.name], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        table.add_row(
-            program.name,
-            f"{program.flops / base.flops:.4f}",
-            f"{program.bytes / base.bytes:.4f}",
-            f"{statistics.median(ratios):.3f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{1e3 * statistics.median(times[program.name]):,.1f}",
-        )
+    table = Table("masker", *columns, title=title + where, caption="Ratios to the random masker.")
+    for row in zip(names, *columns.values(), strict=True):
+        table.add_row(*row)
     Console(width=110).print(table)
-    print(f"keras {keras.__version__}, jax {jax.__version__}, {options.rounds} rounds")
+    print(f"keras {keras.__version__}, jax {jax.__version__}")
+
+
+def masker_of(word):
+    """`attentive:shrink=2` -> the masker of that name with that setting."""
+    name, *own = word.split(":")
+    told = (setting.partition("=") for setting in own)
+    make: Any = plugins.component("maskers", name)
+    return make(**{setting: settings.parse(text) for setting, _, text in told})
+
+
+def timed(programs, rounds):
+    """{column: cells} of times relative to the first program's, and in milliseconds."""
+    times = []
+    for _ in track(range(rounds + 1), "timing", transient=True):
+        times.append([program.seconds() for program in programs])
+    times = np.array(times[1:])  # the first round warms up
+    low, median, high = np.quantile(times / times[:, :1], (0.25, 0.5, 0.75), axis=0)
+    return {
+        f"time, {rounds} rounds": [f"{ratio:.3f}" for ratio in median],
+        "quarter to quarter": [f"{a:.3f} to {b:.3f}" for a, b in zip(low, high, strict=True)],
+        "ms": [f"{1e3 * t:,.1f}" for t in np.median(times, axis=0)],
+    }
 
 
 if __name__ == "__main__":

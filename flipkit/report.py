@@ -4,6 +4,8 @@ import itertools
 import math
 import pathlib
 
+import numpy as np
+
 # Metric of training: its name in a line of progress, and over its curve.
 ACCURACIES = {
     "image_to_text_accuracy": ("in-batch", "in-batch accuracy, image to text"),
@@ -85,7 +87,8 @@ def draw_run(rows, path) -> pathlib.Path | None:
 
 
 def draw_study(rows, metric, budget, path, *, title, chance=None) -> pathlib.Path | None:
-    """The variants of a study from the best down, a dot for each seed, and their curves beside them.
+    """The variants of a study from the best down, a dot for each seed; beside them their mean curves
+    in the same colours.
 
     Args:
         rows: `flipkit.study.Row`s.
@@ -106,24 +109,34 @@ def draw_study(rows, metric, budget, path, *, title, chance=None) -> pathlib.Pat
             [factor * v for v in row.values], [place] * len(row.values), "o", color=colour, ms=5
         )
         ends.plot([factor * row.mean] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.5)
-        for number, result in enumerate(row.results):
-            points = [(e[budget], factor * e[metric]) for e in result.evaluations if metric in e]
-            label = row.variant.label if number == 0 else None
-            curves.plot(*zip(*points, strict=True), color=colour, linewidth=1.1, label=label)
+        runs = [
+            [(e[budget], factor * e[metric]) for e in result.evaluations if metric in e]
+            for result in row.results
+        ]
+        points = np.mean([*zip(*runs, strict=False)], axis=1)
+        curves.plot(*points.T, ".-", color=colour, linewidth=1.5)
     ends.set_yticks(range(len(rows)), [row.variant.label for row in rows])
     ends.invert_yaxis()
     ends.set_xlabel(f"{metric} at the end{unit and f', {unit}'}; bar: mean over seeds")
     ends.grid(axis="x", alpha=0.3)
     if chance is not None:
-        curves.axhline(factor * chance, color="0.5", linestyle=":", label="chance")
+        curves.axhline(factor * chance, color="0.5", linestyle=":")
+        curves.annotate(
+            "chance",
+            (1, factor * chance),
+            (-3, 2),
+            curves.get_yaxis_transform(),
+            "offset points",
+            ha="right",
+            color="0.5",
+            fontsize=8,
+        )
     curves.set_xlabel(
         {"flops": "FLOPs", "samples": "pairs", "seconds": "seconds of training"}[budget]
     )
     curves.set_ylabel(f"{metric}{unit and f', {unit}'}")
     curves.set_ylim(bottom=0)
     curves.grid(alpha=0.3)
-    if len(rows) <= 6:
-        curves.legend(fontsize=8)
     figure.suptitle(title)
     return _save(figure, plt, pathlib.Path(path))
 

@@ -128,18 +128,15 @@ class Study:
         self.folder, self.name, self.fixed = pathlib.Path(folder), name, dict(fixed)
         self.budget, self.amount = budget, float(amount)
         self.function = recipe.load(name)
-        record = {"recipe": name, "fixed": self.fixed, budget: self.amount}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "study.json"
-        if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            if before != record:
-                raise ConfigurationError(
-                    f"{self.folder} holds another study: {json.dumps(before)}. Choose another --workdir, "
-                    f"or ask for the same. Received: {json.dumps(record)}"
-                )
-        else:
-            journal.write_text(path, json.dumps(record, indent=1) + "\n")
+        path, asked = self.folder / "study.json", self._record()
+        if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != asked:
+            raise ConfigurationError(
+                f"{self.folder} holds another study: {json.dumps(before)}. Choose another --workdir, "
+                f"or ask for the same. Received: {json.dumps(asked)}"
+            )
+
+    def _record(self):
+        return {"recipe": self.name, "fixed": self.fixed, self.budget: self.amount}
 
     def results(self) -> list[Result]:
         """What is finished, variants in the order in which they first were."""
@@ -155,6 +152,9 @@ class Study:
         Returns:
             What went wrong, a line for each run that couldn't be made or trained.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = json.dumps(self._record(), indent=1)
+        journal.write_text(self.folder / "study.json", f"{record}\n")
         failures = []
         wanted = [(variant, seed) for seed in seeds for variant in chosen]
         for number, (variant, seed) in enumerate(wanted, 1):

@@ -169,7 +169,7 @@ def test_prioritised_drops_words_evenly():
 def test_prioritised_masks_no_pictures():
     masker = maskers.get("prioritised")
     assert masker.needs == ("words",)
-    with pytest.raises(ConfigurationError, match=r"text_masker. Received: patches of.*\(2, 16, 3"):
+    with pytest.raises(ConfigurationError, match=r"^The masker 'prioritised' .*\(2, 16, 3\)$"):
         masker(np.zeros((2, 16, 3), "uint8"), keep=2, grid=(4, 4), seed=Seed())
 
 

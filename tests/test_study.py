@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -197,10 +196,10 @@ def test_what_differs_by_less_than_its_spread_is_not_told_apart():
 def test_many_variants_of_pure_chance_are_seldom_told_apart():
     """Single t-tests of 45 pairs would find a difference in most such studies."""
     found = 0
-    for trial in range(60):
+    for trial in range(20):
         draws = np.random.default_rng(trial).normal(size=(10, 3))
         found += bool(study.told_apart(draws.tolist()).any())
-    assert found <= 9  # 3 are expected, more than 9 once in 1,000 studies of studies
+    assert found <= 4  # 1 is expected, more than 4 three times in 1,000
 
 
 def test_what_was_reached_before_the_last_phase_is_told():
@@ -287,8 +286,7 @@ def test_mistakes_are_told_before_anything_is_trained(
     assert main(recipe_file, *arguments, "--workdir", tmp_path / "study") == 2
     error = capsys.readouterr().err
     assert all(word in error for word in told.split(" and "))
-    assert not list(pathlib.Path(tmp_path).glob("study/runs/*"))
-    assert os.listdir(tmp_path) in ([], ["study"])
+    assert not os.listdir(tmp_path)  # the right command isn't refused for what the wrong one left
 
 
 def test_places_in_a_row_are_told_as_a_range():

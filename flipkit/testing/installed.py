@@ -92,7 +92,9 @@ def chosen(components: list[plugins.Component], names) -> list[plugins.Component
         if name not in known:
             left = {s: by for s, by in plugins.disabled().items() if s.distribution == name}
             told = "".join(f"\nPlugin {s} is left out by {by}." for s, by in left.items())
-            raise UnknownName(f"Nothing installed is called {name!r}. {nearest(name, known)}{told}")
+            short = [other for other in known if ":" not in other]
+            hint = nearest(name, known, listed=short)
+            raise UnknownName(f"Nothing installed is called {name!r}. {hint}{told}")
     return [
         c
         for c, own in zip(components, called, strict=True)

@@ -24,6 +24,9 @@ class AttentiveMasker(flipkit.Masker):
 
     Args:
         decay: how much of the average stays, in [0, 1); 0.996 is where the authors' code begins.
+        shrink: the average looks at pictures that are so many times smaller, and its scores are
+            interpolated between patches. With 2 it sees a quarter of the tokens. It has to divide the patch
+            size and both sides of the grid.
     """
 
     needs = ("pixels", "tower")
@@ -31,14 +34,18 @@ class AttentiveMasker(flipkit.Masker):
         "draws_anew_at_every_step": "an image keeps what is paid attention, until that moves"
     }
 
-    def __init__(self, decay=0.996, **kwargs):
+    def __init__(self, decay=0.996, shrink=1, **kwargs):
         # In bfloat16, which has three digits, the average would stand still.
         super().__init__(**{**kwargs, "dtype": "float32"})
         if not isinstance(decay, (int, float)) or not 0 <= decay < 1:
             raise flipkit.ConfigurationError(
                 f"Expected a share in [0, 1). Received: decay={decay!r}"
             )
-        self.decay = decay
+        if not isinstance(shrink, int) or shrink < 1:
+            raise flipkit.ConfigurationError(
+                f"Expected an int above 0. Received: shrink={shrink!r}"
+            )
+        self.decay, self.shrink = decay, shrink
         self.average = None
 
     def prepare(self, model):
@@ -69,8 +76,15 @@ class AttentiveMasker(flipkit.Masker):
 
     def call(self, x, keep, *, grid, seed):
         self._move()
-        resized = {} if tuple(grid) == tuple(self.average.grid) else {"grid": grid}
-        scores = self.average.scores(self._normalise(x), **resized)
+        x, seen = self._normalise(x), tuple(grid)
+        if self.shrink > 1:
+            x, seen = shrunk(x, seen, self.average.patch_size, self.shrink)
+        resized = {} if seen == tuple(self.average.grid) else {"grid": seen}
+        scores = self.average.scores(x, **resized)
+        if self.shrink > 1:
+            scores = ops.reshape(scores, (-1, *seen, 1))
+            scores = ops.image.resize(scores, grid, data_format="channels_last")
+            scores = ops.reshape(scores, (-1, grid[0] * grid[1]))
         return flipkit.maskers.keep_lowest(-scores, keep)
 
     def _move(self):
@@ -82,7 +96,24 @@ class AttentiveMasker(flipkit.Masker):
         self.updates.assign_add(1)
 
     def get_config(self):
-        return {**super().get_config(), "decay": self.decay}
+        return {**super().get_config(), "decay": self.decay, "shrink": self.shrink}
+
+
+def shrunk(x, grid, patch_size, times):
+    """Patches (batch, patches, pixels) -> those of pictures that are `times` smaller, and their grid.
+
+    A pixel of the small picture is the mean of `times` x `times`.
+    """
+    rows, columns = grid
+    if rows % times or columns % times or patch_size % times:
+        raise flipkit.ConfigurationError(
+            f"Pictures {times} times smaller have no whole patches: expected a grid and a patch size that "
+            f"{times} divides. Received: shrink={times}, a grid {grid} and patches of {patch_size} pixels"
+        )
+    small, rows, columns = patch_size // times, rows // times, columns // times
+    x = ops.reshape(x, (-1, rows, times, columns, times, small, times, small, times, 3))
+    x = ops.transpose(ops.mean(x, axis=(6, 8)), (0, 1, 3, 2, 5, 4, 6, 7))
+    return ops.reshape(x, (-1, rows * columns, 3 * patch_size**2)), (rows, columns)
 
 
 @flipkit.hookimpl

@@ -94,6 +94,33 @@ def test_scores_are_the_shares_of_attention_in_numpy():
     np.testing.assert_allclose(np.asarray(image.scores(x)), expected, rtol=1e-4)
 
 
+def test_shrunk_it_scores_smaller_pictures_and_interpolates_between_patches():
+    model = model_with(AttentiveMasker(shrink=2), image_size=(16, 24), pool="mean")
+    images = np.random.default_rng(5).integers(0, 256, (6, 16, 24, 3)).astype("uint8")
+    halved = images.reshape(6, 8, 2, 12, 2, 3).mean(axis=(2, 4))
+    x = model.preprocessing.normalise(flipkit.layers.patchify(halved, 4))
+    scores = np.asarray(model.image.scores(x, grid=(2, 3))).reshape(6, 2, 3)
+    between = np.einsum("rR,bRC,cC->brc", twice(2), scores, twice(3)).reshape(6, 24)
+    patches = flipkit.layers.patchify(images, 4)
+    ids = model.masker(patches, keep=9, grid=(4, 6), seed=flipkit.Seed(0))
+    highest = np.sort(np.argsort(-between, axis=1)[:, :9], axis=1)
+    np.testing.assert_array_equal(np.asarray(ids), highest)
+
+
+def twice(n):
+    """The weights (2 * n, n) of linear interpolation from n centres of pixels to twice as many."""
+    places = np.clip((np.arange(2 * n) - 0.5) / 2, 0, n - 1)
+    return np.maximum(1 - np.abs(places[:, None] - np.arange(n)), 0)
+
+
+def test_pictures_that_cannot_be_shrunk_are_refused():
+    told = r"shrink=3, a grid \(4, 4\) and patches of 4"
+    with pytest.raises(flipkit.ConfigurationError, match=told):
+        model_with(AttentiveMasker(shrink=3))(pairs(), training=True)
+    with pytest.raises(flipkit.ConfigurationError, match=r"Received: shrink=0\.5"):
+        AttentiveMasker(shrink=0.5)  # pyright: ignore[reportArgumentType]
+
+
 def average(model):
     return [np.asarray(weight) for weight in model.masker.average.weights]
 
