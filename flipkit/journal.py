@@ -236,8 +236,8 @@ def fingerprint(variables) -> str:
 
 
 def write_text(path, text):
-    """Writes a whole file or nothing."""
-    temporary = path.with_name(path.name + ".part")
+    """Writes a whole file or nothing; several processes may write the same one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

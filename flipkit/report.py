@@ -4,8 +4,6 @@ import itertools
 import math
 import pathlib
 
-import numpy as np
-
 # Metric of training: its name in a line of progress, and over its curve.
 ACCURACIES = {
     "image_to_text_accuracy": ("in-batch", "in-batch accuracy, image to text"),
@@ -109,15 +107,12 @@ def draw_study(rows, metric, budget, path, *, title, chance=None) -> pathlib.Pat
             [factor * v for v in row.values], [place] * len(row.values), "o", color=colour, ms=5
         )
         ends.plot([factor * row.mean] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.5)
-        runs = [
-            [(e[budget], factor * e[metric]) for e in result.evaluations if metric in e]
-            for result in row.results
-        ]
-        points = np.mean([*zip(*runs, strict=False)], axis=1)
-        curves.plot(*points.T, ".-", color=colour, linewidth=1.5)
+        spent, reached = zip(*row.curve(budget, metric), strict=True)
+        curves.plot(spent, [factor * v for v in reached], ".-", color=colour, linewidth=1.5)
     ends.set_yticks(range(len(rows)), [row.variant.label for row in rows])
     ends.invert_yaxis()
     ends.set_xlabel(f"{metric} at the end{unit and f', {unit}'}; bar: mean over seeds")
+    ends.set_xlim(0, 1.05 * (factor * max(max(row.values) for row in rows) or 1))
     ends.grid(axis="x", alpha=0.3)
     if chance is not None:
         curves.axhline(factor * chance, color="0.5", linestyle=":")

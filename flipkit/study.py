@@ -153,8 +153,8 @@ class Study:
             What went wrong, a line for each run that couldn't be made or trained.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        record = json.dumps(self._record(), indent=1)
-        journal.write_text(self.folder / "study.json", f"{record}\n")
+        if not (path := self.folder / "study.json").exists():
+            journal.write_text(path, json.dumps(self._record(), indent=1) + "\n")
         failures = []
         wanted = [(variant, seed) for seed in seeds for variant in chosen]
         for number, (variant, seed) in enumerate(wanted, 1):
@@ -244,8 +244,9 @@ class Study:
             samples = sum(phase.samples for phase in run.phases)
             pairs = self.amount * samples / planning.plan(run)["flops"]
         folder.mkdir(parents=True, exist_ok=True)
-        journal.write_text(kept, json.dumps({"pairs": int(pairs)}) + "\n")
-        return int(pairs)
+        if not kept.exists():  # another process may have measured it meanwhile
+            journal.write_text(kept, json.dumps({"pairs": int(pairs)}) + "\n")
+        return json.loads(kept.read_text())["pairs"]
 
     @contextlib.contextmanager
     def _claim(self, variant, seed) -> Iterator[bool]:
@@ -312,6 +313,15 @@ class Row:
     def spread(self) -> float | None:
         """Standard deviation over seeds (n - 1); None of one."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+    def curve(self, over: str, metric: str) -> list[list[float]]:
+        """[what was spent, the metric] at each evaluation, means over seeds.
+
+        Args:
+            over: "seconds", "samples" or "flops".
+        """
+        runs = ([(e[over], e[metric]) for e in result.evaluations] for result in self.results)
+        return [np.mean(points, axis=0).tolist() for points in zip(*runs, strict=False)]
 
 
 def ranked(results: list[Result], metric: str) -> list[Row]:
