@@ -333,7 +333,8 @@ class TextTransformer(_Transformer):
         causal: whether a token sees only earlier ones (CLIP) or all (FLIP).
         pool: "first" token (the official FLIP), "last" token, "eos": the token `eos`, "mean" of all
             tokens that are no padding.
-        eos: id that "eos" looks for, its first place; None is each row's largest id, as CLIP does.
+        eos: id that "eos" looks for, its first place; None is each row's largest id, as CLIP does. A
+            masked text keeps it, instead of the last token kept, whatever its masker says.
         mask_padding: whether padding is hidden from attention.
         padding: the id of padding.
 
@@ -381,6 +382,7 @@ class TextTransformer(_Transformer):
     def call(self, ids, keep=None, training=False):
         position = ops.cast(self.position, self.compute_dtype)[None, : ids.shape[1]]
         if keep is not None:
+            keep = _holding(self._end(ids), keep) if self.pool == "eos" else keep
             ids, position = gather(ids, keep), ops.take(position[0], keep, axis=0)
         x = ops.cast(ops.take(self.table, ids, axis=0), self.compute_dtype) + position
         mask = ops.not_equal(ids, self.padding) if self.mask_padding else None
@@ -392,14 +394,24 @@ class TextTransformer(_Transformer):
         if self.pool == "mean":
             words = ops.cast(ops.not_equal(ids, self.padding), x.dtype)[..., None]
             return ops.sum(x * words, axis=1) / ops.maximum(ops.sum(words, axis=1), 1)
+        return ops.squeeze(gather(x, self._end(ids)), axis=1)
+
+    def _end(self, ids):
+        """Where "eos" pools: (batch, 1)."""
         found = ids if self.eos is None else ops.cast(ops.equal(ids, self.eos), "int32")
-        place = ops.argmax(found, axis=1)
-        return ops.squeeze(gather(x, place[:, None]), axis=1)
+        return ops.cast(ops.argmax(found, axis=1), "int32")[:, None]
 
     def get_config(self):
         names = ("vocab", "length", "causal", "pool", "eos", "mask_padding", "padding")
         own = {name: getattr(self, name) for name in names}
         return {**super().get_config(), **self._transformer_config(), **own}
+
+
+def _holding(place, keep):
+    """Ids (batch, kept), ascending, with `place` (batch, 1) in the last one's stead if it is missing."""
+    there = ops.any(ops.equal(keep, place), axis=1, keepdims=True)
+    last = ops.where(there, keep[:, -1:], place)
+    return ops.sort(ops.concatenate([keep[:, :-1], last], axis=1), axis=1)
 
 
 def get(identifier):

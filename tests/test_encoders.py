@@ -406,6 +406,18 @@ def test_keep_selects_tokens_with_their_positions(texts):
     np.testing.assert_allclose(run(texts, TEXT, keep=every), run(texts, TEXT), atol=1e-6)
 
 
+@pytest.mark.parametrize("eos", [None, 30])
+def test_the_end_that_is_pooled_is_kept_whatever_the_masker_says(texts, eos):
+    tower = like(flipkit.TextTransformer(32, 6, **SMALL, pool="eos", eos=eos), texts)
+    text = np.array([[5, 9, 8, 30, 0, 0], [30, 9, 8, 2, 3, 0], [5, 9, 8, 7, 2, 30]], "int32")
+    without = np.array([[0, 1, 4], [2, 3, 5], [1, 2, 4]], "int32")
+    holding = np.array([[0, 1, 3], [0, 2, 3], [1, 2, 5]], "int32")
+    kept = run(tower, text, keep=holding)
+    np.testing.assert_array_equal(run(tower, text, keep=without), kept)
+    hidden, _ = tokens(texts, text, keep=holding)
+    np.testing.assert_allclose(kept, hidden[[0, 1, 2], [2, 0, 2]], atol=1e-5)
+
+
 def test_masked_padding_stays_masked_among_kept_tokens(texts):
     masking = like(flipkit.TextTransformer(32, 6, **SMALL, mask_padding=True, pool="mean"), texts)
     text = np.array([[5, 9, 0, 0, 0, 0]], "int32")
