@@ -7,7 +7,8 @@
 Settings: `image` (a file; by default a scene of captioned shapes), `mask_ratio` (0.5), `maskers` (names;
 by default all that are installed and ask no tower), `patch_size` (16), `image_size` (224), `steps` (5, the
 columns), `seed` (0), `out` (masks.png). `model`, a `.keras` file or a finished run's folder, shows what the
-model's own masker keeps, at the size and ratio that it was trained with.
+model's own masker keeps, at the size that it was trained with; at its ratio too, unless `mask_ratio` is told
+or it ended unmasked.
 """
 
 import pathlib
@@ -18,10 +19,11 @@ from absl import app, flags, logging
 from flipkit.errors import ConfigurationError, FlipkitError, nearest
 from flipkit.settings import as_like, parse, split_settings
 
+RATIO = 0.5
 SETTINGS = {
     "image": "",
     "model": "",
-    "mask_ratio": 0.5,
+    "mask_ratio": 0.0,  # which shows nothing: it stands for none given
     "maskers": "",
     "patch_size": 16,
     "image_size": 224,
@@ -55,8 +57,20 @@ def draw(
     from flipkit import report
 
     if model:
-        rows, patch_size, title = _of_model(model, image, steps)
+        chosen = {
+            "maskers": maskers,
+            "patch_size": patch_size,
+            "image_size": image_size,
+            "seed": seed,
+        }
+        vain = [name for name, value in chosen.items() if value != SETTINGS[name]]
+        if vain:
+            raise ConfigurationError(
+                f"A model has its own masker, sizes and seed: leave out {', '.join(vain)}, or model."
+            )
+        rows, patch_size, title = _of_model(model, image, mask_ratio, steps)
     else:
+        mask_ratio = mask_ratio or RATIO
         rows = _of_maskers(image, mask_ratio, maskers, patch_size, image_size, steps, seed)
         title = f"Mask ratio {mask_ratio:g}"
     path = report.draw_masks(rows, patch_size, out, title=title)
@@ -93,12 +107,13 @@ def _of_maskers(image, mask_ratio, maskers, patch_size, image_size, steps, seed)
     return [(name, pixels, kept(masker, *drawn)) for name, masker in made.items()]
 
 
-def _of_model(where, image, steps):
+def _of_model(where, image, mask_ratio, steps):
     """A row for the model's own masker; its patch size; the picture's title."""
     from flipkit import load_model
     from flipkit.evaluate import model_path
 
     model = load_model(model_path(where))
+    model.mask_ratio = mask_ratio or model.mask_ratio or RATIO
     size = model.image_size or model.image.image_size
     pixels = model.preprocessing.prepare([image or _scene(0)], size)
     masks = model.draw_masks(pixels, range(steps))

@@ -36,19 +36,27 @@ def test_what_it_draws_is_what_training_would_keep():
     np.testing.assert_array_equal(np.flatnonzero(masks[1]), np.asarray(ids)[0])
 
 
-def test_a_model_shows_what_its_own_masker_keeps(tmp_path, photo, tiny, monkeypatch):
-    model = tiny(seed=3, mask_ratio=0.75)
+@pytest.mark.parametrize(
+    ("own", "asked", "shown"), [(0.75, 0.0, 0.75), (0.0, 0.0, 0.5), (0.75, 0.25, 0.25)]
+)
+def test_a_model_shows_what_its_own_masker_keeps(
+    tmp_path, photo, tiny, monkeypatch, own, asked, shown
+):
+    model = tiny(seed=3, mask_ratio=own)
     model.build()
     model.save(tmp_path / "model.keras")
     drawn = []
     monkeypatch.setattr(
         "flipkit.report.draw_masks", lambda rows, *more, **words: drawn.append((rows, more, words))
     )
+    settings = {"model": str(tmp_path), "image": str(photo), "steps": 3, "mask_ratio": asked}
     with pytest.raises(flipkit.ConfigurationError, match="Pictures need matplotlib"):
-        show.draw(**{**show.SETTINGS, "model": str(tmp_path), "image": str(photo), "steps": 3})
+        show.draw(**{**show.SETTINGS, **settings})
     [([(label, pixels, masks)], (patch_size, _), words)] = drawn
     assert (label, patch_size) == ("RandomMasker", 4)
-    assert words["title"] == "Training keeps 4 of 16 patches (mask ratio 0.75)"
+    kept = round(16 * (1 - shown))
+    assert words["title"] == f"Training keeps {kept} of 16 patches (mask ratio {shown:g})"
+    model.mask_ratio = shown
     np.testing.assert_array_equal(masks, model.draw_masks(pixels[None], range(3))[0])
 
 
@@ -59,6 +67,7 @@ def test_a_model_shows_what_its_own_masker_keeps(tmp_path, photo, tiny, monkeypa
         (["masks", "mask_ration=0.5"], "Did you mean 'mask_ratio'"),
         (["masks", "mask_ratio=1.5"], "Expected a share in [0, 1). Received: mask_ratio=1.5"),
         (["masks", "maskers=randon"], "Did you mean 'random'"),
+        (["masks", "model=m.keras", "maskers=grid"], "leave out maskers, or model"),
         (["masks", "image_size=100"], "divisible by the patch size. Received: image_size=100"),
     ],
 )
