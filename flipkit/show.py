@@ -7,8 +7,8 @@
 Settings: `image` (a file; by default a scene of captioned shapes), `mask_ratio` (0.5), `maskers` (names;
 by default all that are installed and ask no tower), `patch_size` (16), `image_size` (224), `steps` (5, the
 columns), `seed` (0), `out` (masks.png). `model`, a `.keras` file or a finished run's folder, shows what the
-model's own masker keeps, at the size that it was trained with; at its ratio too, unless `mask_ratio` is told
-or it ended unmasked.
+model's own masker keeps, at the size that it was trained with; at its ratio too, unless `mask_ratio` is
+told or it ended unmasked.
 """
 
 import pathlib
