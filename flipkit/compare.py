@@ -108,13 +108,9 @@ def _budget(own):
 def table(rows, metric, title) -> Table:
     """The variants from the best down: the metric over seeds, what it cost, what it can't be told from."""
     phased = any(row.before is not None for row in rows)
-    columns = (
-        metric,
-        *(["before the last phase"] if phased else ()),
-        "seeds",
-        "not told apart from",
-    )
-    columns += ("image tokens", "pairs", "FLOPs", "seconds")
+    columns = [metric, "seeds", "not told apart from", "image tokens", "pairs", "FLOPs", "seconds"]
+    if phased:
+        columns.insert(1, "before the last phase")
     result = Table("", "", *columns, title=title)
     for column in result.columns[2:]:
         column.justify = "right"

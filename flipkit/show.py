@@ -23,7 +23,7 @@ RATIO = 0.5
 SETTINGS = {
     "image": "",
     "model": "",
-    "mask_ratio": 0.0,  # which shows nothing: it stands for none given
+    "mask_ratio": None,  # a model's own, else RATIO
     "maskers": "",
     "patch_size": 16,
     "image_size": 224,
@@ -42,7 +42,8 @@ def main(arguments):
         for name, value in split_settings(arguments[2:]).items():
             if name not in SETTINGS:
                 raise ConfigurationError(f"Unknown setting {name!r}. {nearest(name, SETTINGS)}")
-            settings[name] = as_like(parse(value), [SETTINGS[name]], name)
+            like = RATIO if name == "mask_ratio" else SETTINGS[name]
+            settings[name] = as_like(parse(value), [like], name)
         print(f"Picture: {draw(**settings)}")
     except FlipkitError as problem:
         print(f"flipkit: {problem}", file=sys.stderr)
@@ -70,7 +71,7 @@ def draw(
             )
         rows, patch_size, title = _of_model(model, image, mask_ratio, steps)
     else:
-        mask_ratio = mask_ratio or RATIO
+        mask_ratio = RATIO if mask_ratio is None else mask_ratio
         rows = _of_maskers(image, mask_ratio, maskers, patch_size, image_size, steps, seed)
         title = f"Mask ratio {mask_ratio:g}"
     path = report.draw_masks(rows, patch_size, out, title=title)
@@ -113,7 +114,7 @@ def _of_model(where, image, mask_ratio, steps):
     from flipkit.evaluate import model_path
 
     model = load_model(model_path(where))
-    model.mask_ratio = mask_ratio or model.mask_ratio or RATIO
+    model.mask_ratio = (model.mask_ratio or RATIO) if mask_ratio is None else mask_ratio
     size = model.image_size or model.image.image_size
     pixels = model.preprocessing.prepare([image or _scene(0)], size)
     masks = model.draw_masks(pixels, range(steps))

@@ -37,7 +37,7 @@ def test_what_it_draws_is_what_training_would_keep():
 
 
 @pytest.mark.parametrize(
-    ("own", "asked", "shown"), [(0.75, 0.0, 0.75), (0.0, 0.0, 0.5), (0.75, 0.25, 0.25)]
+    ("own", "asked", "shown"), [(0.75, None, 0.75), (0.0, None, 0.5), (0.75, 0.25, 0.25)]
 )
 def test_a_model_shows_what_its_own_masker_keeps(
     tmp_path, photo, tiny, monkeypatch, own, asked, shown
@@ -66,6 +66,10 @@ def test_a_model_shows_what_its_own_masker_keeps(
         ([], "Expected what to show: masks"),
         (["masks", "mask_ration=0.5"], "Did you mean 'mask_ratio'"),
         (["masks", "mask_ratio=1.5"], "Expected a share in [0, 1). Received: mask_ratio=1.5"),
+        (
+            ["masks", "mask_ratio=half"],
+            "Expected a number, such as 0.5. Received: mask_ratio='half'",
+        ),
         (["masks", "maskers=randon"], "Did you mean 'random'"),
         (["masks", "model=m.keras", "maskers=grid"], "leave out maskers, or model"),
         (["masks", "image_size=100"], "divisible by the patch size. Received: image_size=100"),

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -233,6 +234,23 @@ def test_runs_that_began_with_other_weights_are_told():
 def test_a_metric_that_nothing_has_is_answered_with_the_nearest():
     with pytest.raises(UnknownName, match="Did you mean 'zero_shot/top1'"):
         study.ranked([result("a", 0, 0.1)], "zero_shot/top5")
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "digits"),
+    [("maskers", "zero_shot/top1", 2), ("emoji", "zero_shot/train/top1", 1)],
+)
+def test_the_tables_of_the_page_are_what_their_studies_found(name, metric, digits):
+    docs = pathlib.Path(__file__).parents[1] / "docs"
+    record = json.loads((docs / "studies" / name / "study.json").read_text())
+    flops, fixed = record["flops"], record["fixed"]
+    results = Study(docs / "studies" / name, record["recipe"], fixed, "flops", flops).results()
+    lines = (docs / "maskers.md").read_text(encoding="utf-8").replace("*", "").splitlines()
+    for row in study.ranked(results, metric):
+        assert len(row.values) == 3
+        reached = f"| {100 * row.mean:.{digits}f} ± {100 * row.spread:.{digits}f} |"
+        spent = f"| {row.results[0].image_tokens} | {row.results[0].pairs:,} |"
+        assert any(reached in line and spent in line for line in lines), row.variant.label
 
 
 # The command's words ------------------------------------------------------------------------------

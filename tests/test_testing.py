@@ -33,11 +33,9 @@ def shipped():
         "bytes": testing.check_tokenizer(flipkit.Bytes),
         "wordpiece": testing.check_tokenizer(flipkit.WordPiece),
     }
-    in_another_process = {"survives_a_file", "trains_on_eight_devices"}
     for name, checks in lists.items():
         for check in checks:
-            slow = name != "random" and check.name in in_another_process
-            marks = pytest.mark.slow if slow else ()
+            marks = pytest.mark.slow if check.slow and name != "random" else ()
             yield pytest.param(check, id=f"{name}: {check}", marks=marks)
 
 

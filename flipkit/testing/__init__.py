@@ -11,7 +11,8 @@
 Each `check_...` takes what makes the component: a class or a function without arguments, at a size that
 is quick to run. What a component fails on purpose is named with its reason,
 `expected_failures={"draws_rows_alone": "clusters the whole batch"}`: it is then skipped while it fails, and
-fails once it passes. `run` gives the outcome of all of them without a test runner.
+fails once it passes. `check.slow` tells those that take seconds, for a mark of your own. `run` gives the
+outcome of all of them without a test runner.
 """
 
 from flipkit.testing.check import Check, CheckFailed, Outcome, run

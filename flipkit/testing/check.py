@@ -26,6 +26,7 @@ class Check:
     name: str
     function: Callable[[], None]
     expected_failure: str | None = None  # why it fails on purpose
+    slow: bool = False  # whether it takes seconds: it trains, or starts a process
 
     def __str__(self):
         return self.name
@@ -70,6 +71,12 @@ def run(checks: Iterable[Check]) -> list[Outcome]:
     return outcomes
 
 
+def slow(check):
+    """Marks a method of `Checks` that takes seconds."""
+    check.slow = True
+    return check
+
+
 class Checks:
     """Methods without an underscore are checks; they run in the order they are written in."""
 
@@ -92,7 +99,7 @@ class Checks:
         for name in expected.keys() - set(names):
             raise ConfigurationError(f"There is no check {name!r}. {nearest(name, names)}")
         return [
-            Check(name, getattr(self, name), expected.get(name))
+            Check(name, method := getattr(self, name), expected.get(name), hasattr(method, "slow"))
             for name in names
             if self._asked(name)
         ]
@@ -125,6 +132,7 @@ class Checks:
         told = 'a class under @keras.saving.register_keras_serializable(package="...")'
         expect(found is owner, told, f"{owner.__name__}, which keras.saving does not know")
 
+    @slow
     def starts_no_backend_when_imported(self):
         """Flipkit places devices after the plugins are loaded."""
         module = module_of(self._make())

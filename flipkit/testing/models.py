@@ -9,7 +9,7 @@ import numpy as np
 from flipkit import registry
 from flipkit.encoders import TextTransformer, ViT
 from flipkit.model import FLIP, load_model
-from flipkit.testing.check import Checks, expect, expect_close, fresh, module_of
+from flipkit.testing.check import Checks, expect, expect_close, fresh, module_of, slow
 
 TEXTS = ["a small red square", "", "Zwölf Boxkämpfer", "日本 🦊", "word " * 100]
 
@@ -40,6 +40,7 @@ def pairs_for(model, size=8):
 class PartChecks(Checks):
     """Of a part of a model, which `_model` makes around it: in training, in a file, on many devices."""
 
+    @slow
     def trains(self):
         """Two steps of training have a finite loss and finite gradients."""
         model = self._model()
@@ -50,9 +51,11 @@ class PartChecks(Checks):
         norms = history["gradient_norm"]
         expect(np.isfinite(norms).all(), "finite gradients in training", f"a norm of {norms}")
 
+    @slow
     def survives_a_file(self):
         survives_a_file(self._model(), module_of(self._make()))
 
+    @slow
     def trains_on_eight_devices(self):
         """A step of training on 8 simulated devices has the loss of one on a single device."""
         module = module_of(self._make())

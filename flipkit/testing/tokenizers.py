@@ -15,6 +15,7 @@ from flipkit.testing.check import (
     expect_equal,
     module_of,
     short,
+    slow,
 )
 from flipkit.testing.models import TEXTS, survives_a_file, tiny
 from flipkit.tokenizers import Tokenizer
@@ -90,6 +91,7 @@ class _TokenizerChecks(Checks):
                 "the same ids from its assets",
             )
 
+    @slow
     def survives_a_file(self):
         tokenizer = self._trained()
         text = TextTransformer(tokenizer.vocab, self._length, dim=16, depth=1, heads=2)

@@ -9,14 +9,12 @@ from flipkit_attentive_masker import AttentiveMasker
 import flipkit
 from flipkit import testing
 
-# Each in a process of its own: seconds.
-SLOW = {"survives_a_file", "trains_on_eight_devices", "starts_no_backend_when_imported"}
 TOWER: dict[str, Any] = {"image_size": 16, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
 
 
 def checks():
     for check in testing.check_masker(AttentiveMasker):
-        marks = pytest.mark.slow if check.name in SLOW else ()
+        marks = pytest.mark.slow if check.slow else ()
         yield pytest.param(check, id=str(check), marks=marks)
 
 

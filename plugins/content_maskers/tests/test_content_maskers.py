@@ -6,14 +6,11 @@ from flipkit_content_maskers import ClusterMasker, EntropyMasker
 import flipkit
 from flipkit import testing
 
-# Each in a process of its own: seconds.
-SLOW = {"trains", "survives_a_file", "trains_on_eight_devices", "starts_no_backend_when_imported"}
-
 
 def checks():
     for masker in (ClusterMasker, EntropyMasker):
         for check in testing.check_masker(masker):
-            marks = pytest.mark.slow if check.name in SLOW else ()
+            marks = pytest.mark.slow if check.slow else ()
             yield pytest.param(check, id=f"{masker.__name__}: {check}", marks=marks)
 
 

@@ -12,15 +12,12 @@ from flipkit_convnext_encoder import ConvNeXt, ConvNeXtBlock
 import flipkit
 from flipkit import testing
 
-# Seconds each, most in a process of their own.
-SLOW = {"trains", "survives_a_file", "trains_on_eight_devices", "starts_no_backend_when_imported"}
-
 small = functools.partial(ConvNeXt, 4, (1, 1), 16)
 
 
 def checks():
     for check in testing.check_encoder(small):
-        marks = pytest.mark.slow if check.name in SLOW else ()
+        marks = pytest.mark.slow if check.slow else ()
         yield pytest.param(check, id=str(check), marks=marks)
 
 

@@ -10,8 +10,6 @@ from PIL import Image
 import flipkit
 from flipkit import testing
 
-# In a process of its own: seconds.
-SLOW = {"starts_no_backend_when_imported"}
 FILES = {
     "b.png": "a grey square\n\n a square of grey \n",
     "a/b.jpg": "ein Bär",
@@ -40,12 +38,13 @@ def filled(tmp_path_factory):
     return fill(tmp_path_factory.mktemp("pictures"))
 
 
-NAMES = [check.name for check in testing.check_dataset(PictureFolders)]
+NAMES = [
+    pytest.param(check.name, marks=pytest.mark.slow if check.slow else ())
+    for check in testing.check_dataset(PictureFolders)
+]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_does_what_a_dataset_must(name, filled):
     checks = {c.name: c for c in testing.check_dataset(lambda: PictureFolders(filled))}
     checks[name]()

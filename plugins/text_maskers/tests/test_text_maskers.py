@@ -18,14 +18,12 @@ import flipkit
 from flipkit import testing
 
 MASKERS = [FrequencyMasker, SyntaxMasker, TruncateMasker, WordBlockMasker]
-# Each in a process of its own: seconds.
-SLOW = {"trains", "survives_a_file", "trains_on_eight_devices", "starts_no_backend_when_imported"}
 
 
 def checks():
     for masker in MASKERS:
         for check in testing.check_masker(masker):
-            marked = pytest.mark.slow if check.name in SLOW else ()
+            marked = pytest.mark.slow if check.slow else ()
             yield pytest.param(check, id=f"{masker.__name__}: {check}", marks=marked)
 
 

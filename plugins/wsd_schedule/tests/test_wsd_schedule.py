@@ -8,15 +8,12 @@ from flipkit_wsd_schedule import WarmupStableDecay
 import flipkit
 from flipkit import testing
 
-# In a process of its own: seconds.
-SLOW = {"starts_no_backend_when_imported"}
-
 
 def checks():
     sound = functools.partial(WarmupStableDecay, 1e-3, warmup=5_000, shape="linear")
     for make in (WarmupStableDecay, sound):
         for check in testing.check_schedule(make):
-            marks = pytest.mark.slow if check.name in SLOW else ()
+            marks = pytest.mark.slow if check.slow else ()
             name = "default" if make is WarmupStableDecay else "linear"
             yield pytest.param(check, id=f"{name}: {check}", marks=marks)
 
