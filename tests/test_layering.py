@@ -48,9 +48,10 @@ def rooms():
     """{room: its files}."""
     folder = ROOT / "flipkit"
     found = {path.stem: [path] for path in folder.glob("*.py") if path.stem != "__init__"}
-    return found | {
-        path.parent.name: [*path.parent.glob("*.py")] for path in folder.glob("*/__init__.py")
-    }
+    commands = [*folder.glob("*/__main__.py")]
+    for path in folder.glob("*/__init__.py"):
+        found[path.parent.name] = [p for p in path.parent.glob("*.py") if p not in commands]
+    return {**found, "__main__": commands}
 
 
 def imports(path):

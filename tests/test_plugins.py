@@ -14,6 +14,7 @@ import pytest
 import flipkit
 from flipkit import builtins, hookspecs, plugins, recipe
 from flipkit.errors import ConfigurationError, PluginError, UnknownName
+from flipkit.plugins import __main__ as command
 from flipkit.testing import check_masker, installed
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -504,9 +505,9 @@ def test_a_hook_that_goes_is_told_to_its_author_and_works_on(site, monkeypatch, 
     assert plugins.problems() == []
     assert logged == []
 
-    assert plugins.main(["--hook", "maskers"]) == 0
+    assert command.main(["--hook", "maskers"]) == 0
     assert told in capsys.readouterr().out
-    assert plugins.main(["--hook", "maskers", "--json"]) == 0
+    assert command.main(["--hook", "maskers", "--json"]) == 0
     (deprecated,) = json.loads(capsys.readouterr().out)["deprecated"]
     assert deprecated["distribution"] == "flipkit-old"
 
@@ -590,7 +591,7 @@ def test_the_command_lists_what_works_and_below_it_what_is_broken(site, tmp_path
 
 def test_the_command_can_print_json(site, capsys):
     site("lazy", offering("{'stripes': 'flipkit_nowhere:Stripes'}"))
-    assert plugins.main(["--json", "--hook", "flipkit_maskers"]) == 0
+    assert command.main(["--json", "--hook", "flipkit_maskers"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert {c["name"] for c in answer["components"]} == {"stripes", *BUILT_IN["maskers"]}
     assert answer["components"][-1]["status"].startswith("broken: ModuleNotFoundError")
@@ -599,7 +600,7 @@ def test_the_command_can_print_json(site, capsys):
 
 
 def test_the_command_answers_a_misspelt_hook_with_the_nearest(site, capsys):
-    assert plugins.main(["--hook", "masker"]) == 2
+    assert command.main(["--hook", "masker"]) == 2
     assert "Did you mean 'maskers'" in capsys.readouterr().err
 
 
@@ -703,7 +704,7 @@ def test_each_of_ten_faults_is_listed_with_place_and_fix_and_all_else_works(
         said = run("-m", "flipkit.plugins", *arguments, path=tmp_path, JAX_PLATFORMS="cpu").stdout
     else:
         names = [name] if arguments is CHECKED else []
-        assert plugins.main([*arguments, *names]) == len(names)
+        assert command.main([*arguments, *names]) == len(names)
         said = capsys.readouterr().out
     assert re.search(rf"flipkit-{name} 1\.2 .*{status}", said)
     entry_point = f"{'stripes' if name == 'twin' else name} = flipkit_{name}"

@@ -10,14 +10,12 @@ and listed, and everything else goes on. The environment may choose:
     FLIPKIT_STRICT_PLUGINS=1      raise the problems as PluginError
 """
 
-import argparse
 import dataclasses
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-import json
 import operator
 import os
 import re
@@ -38,7 +36,6 @@ KINDS = tuple(hook.removeprefix("flipkit_") for hook in HOOKS)  # "maskers", "en
 
 ARGUMENTS: dict[str, Any] = {}  # what the hooks' arguments are, by name: so far none has any
 
-_CHECKS = "flipkit.testing.installed"  # called by name: the room `testing` needs this one
 _FAILED = object()
 
 
@@ -619,125 +616,3 @@ def _mend(source: Source) -> str:
         f"Install what it lacks, or another version (pip install -U {own}), or leave it out "
         f"(FLIPKIT_DISABLE_PLUGINS={own}); FLIPKIT_STRICT_PLUGINS=1 shows the traceback"
     )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m flipkit.plugins`: print what there is and what is broken, or check it.
-
-    Returns:
-        0; when checking, 1 if anything fails or is broken; 2 for a name or a hook there isn't.
-    """
-    parser = argparse.ArgumentParser(
-        "python -m flipkit.plugins", description="List components, or check them."
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--hook", help="only what this hook offers: maskers")
-    parser.add_argument(
-        "--check",
-        nargs="*",
-        metavar="NAME",
-        help="put these components, or those of these distributions, through the checks of "
-        "flipkit.testing; without a name, those of all plugins",
-    )
-    arguments = parser.parse_args(argv)
-    kinds = [arguments.hook.removeprefix("flipkit_")] if arguments.hook else KINDS
-    try:
-        if not {*kinds} <= {*KINDS}:
-            raise UnknownName(f"Unknown hook: {arguments.hook!r}. {nearest(kinds[0], KINDS)}")
-        if arguments.check is not None:
-            return _check(arguments.check, kinds, arguments.json)
-        components = listing(*kinds)
-    except FlipkitError as error:
-        print(error, file=sys.stderr)
-        return 2
-    wrong = _problems_of(kinds)
-    if arguments.json:
-        _print_json(wrong, components=[dataclasses.asdict(c) for c in components])
-        return 0
-    rows = [(*_row(c), c.summary, c.status.partition(":")[0]) for c in components]
-    # What can't be told in the row of a component.
-    told = {(c.distribution, f"flipkit_{c.kind}") for c in components if c.status != "ok"}
-    rows += [
-        (p.hook.removeprefix("flipkit_"), "-", str(p.source), p.reason, "broken")
-        for p in wrong
-        if (p.source.distribution, p.hook) not in told
-    ]
-    _print_table(("kind", "name", "source", "summary", "status"), rows, wrong)
-    return 0
-
-
-def _check(names, kinds, as_json):
-    """Check what `names` mean, tell each component as it is checked, and print the verdicts."""
-    check_installed = importlib.import_module(_CHECKS).check_installed
-
-    def started(component):
-        _, name, source = _row(component)
-        told = f"Checking {component.kind} {name} ({source}) ... "
-        print(told, end="", file=sys.stderr, flush=True)
-
-    verdicts = []
-    for verdict in check_installed(*names, kinds=kinds, started=started):
-        verdicts.append(verdict)
-        print(verdict, file=sys.stderr)
-    meant = {*names, *(v.component.distribution for v in verdicts)}
-    # Also what is wrong with a plugin beside its components, and what they did meanwhile.
-    wrong = [p for p in _problems_of(kinds) if not names or p.source.distribution in meant]
-    wrong += [problem for verdict in verdicts for problem in verdict.problems]
-    if as_json:
-        told = [
-            dataclasses.asdict(v.component)
-            | {"verdict": v.status, "detail": v.detail}
-            | {"checks": {o.check: {"status": o.status, "message": o.message} for o in v.outcomes}}
-            for v in verdicts
-        ]
-        _print_json(wrong, verdicts=told)
-    else:
-        rows = [(*_row(v.component), str(v)) for v in verdicts]
-        _print_table(("kind", "name", "source", "verdict"), rows, wrong)
-    return 1 if wrong or {"fails", "broken"} & {v.status for v in verdicts} else 0
-
-
-def _problems_of(kinds):
-    """The problems, without those of other kinds' hooks."""
-    others = {*HOOKS} - {f"flipkit_{kind}" for kind in kinds}
-    return [problem for problem in problems() if problem.hook not in others]
-
-
-def _row(component):
-    own = component.entry_point == BUILT_IN.entry_point
-    source = "built in" if own else f"{component.distribution} {component.version}"
-    return component.kind, component.name, source
-
-
-def _print_json(wrong, **told):
-    def plain(found):
-        return [
-            dataclasses.asdict(p.source) | {"hook": p.hook, "reason": p.reason, "fix": p.fix}
-            for p in found
-        ]
-
-    told |= {"problems": plain(wrong), "deprecated": plain(deprecated())}
-    told["disabled"] = [dataclasses.asdict(s) | {"by": by} for s, by in disabled().items()]
-    print(json.dumps(told, indent=2))
-
-
-def _print_table(titles, rows, wrong):
-    from rich import box, console, table
-
-    printed = table.Table(box=box.SIMPLE_HEAD)
-    for title in titles:
-        printed.add_column(title, no_wrap=title not in ("summary", "verdict"))
-    for row in rows:
-        printed.add_row(*row)
-    out = console.Console(markup=False, highlight=False)
-    out.print(printed)
-    for problem in [*wrong, *deprecated()]:
-        out.print(str(problem), soft_wrap=True)
-    for source, by in disabled().items():
-        out.print(f"Plugin {source} is left out by {by}.", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    from flipkit import plugins  # the one that everybody else imports, and not this copy of it
-
-    sys.exit(plugins.main())
