@@ -20,11 +20,6 @@ from flipkit.plugins import __main__ as command
 from flipkit.testing import installed
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-ELSEWHERE = {  # these need a process of their own
-    "starts_no_backend_when_imported",
-    "survives_a_file",
-    "trains_on_eight_devices",
-}
 register = keras.saving.register_keras_serializable(package="test_installed")
 
 
@@ -125,7 +120,7 @@ def offer(monkeypatch):
     for kind, make_checks in installed.CHECKS.items():
 
         def quick(make, make_checks=make_checks):
-            return [check for check in make_checks(make) if check.name not in ELSEWHERE]
+            return [check for check in make_checks(make) if not check.slow]
 
         monkeypatch.setitem(installed.CHECKS, kind, quick)
     plugins.reset()

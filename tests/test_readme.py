@@ -5,7 +5,7 @@ entry points is installed, as `pip install -e .` would. A bash block runs where 
 imported, and nothing may try to; commands that would take hours are shortened as SHORTENED says.
 
 The pages about a plugin of one's own have many commands, so that only slow tests run those; the code of
-such a page, and the checks of its plugin that need no process of their own, run in every test.
+such a page, and the checks of its plugin that are not slow, run in every test.
 """
 
 import io
@@ -29,10 +29,6 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/keras_nlp.md"
 DOCUMENTS += ("docs/weights.md",)
 PAGES = tuple(f"docs/your_{kind}.md" for kind in ("masker", "encoder", "dataset", "schedule"))
 SHORTENED = {"flip_vitl": "--list"}  # recipe -> what is added to its command
-
-
-# Checks of flipkit.testing that take a process, or seconds, each.
-LONG = {"survives_a_file", "trains", "trains_on_eight_devices", "starts_no_backend_when_imported"}
 
 
 def blocks(document):
@@ -178,7 +174,7 @@ def test_the_plugin_of_a_page_is_short_and_does_what_it_must(page, run_code):
     assert sum(bool(line.strip()) for line in plugin.splitlines()[1:]) <= 20
     [tests] = [value for name, value in vars(module).items() if name.startswith("test_")]
     [parametrized] = tests.pytestmark
-    checks = [check for check in parametrized.args[1] if check.name not in LONG]
+    checks = [check for check in parametrized.args[1] if not check.slow]
     assert len(checks) > 2
     for check in checks:
         tests(check)

@@ -22,9 +22,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 KINDS = ("masker", "encoder", "dataset", "schedule", "tokenizer")
 AUTHOR = 'Zoë "Z" O\'Neill 🦊'
 
-# Checks of flipkit.testing that take a process, or seconds, each.
-LONG = {"survives_a_file", "trains", "trains_on_eight_devices", "starts_no_backend_when_imported"}
-
 
 @pytest.fixture
 def template(tmp_path):
@@ -95,7 +92,7 @@ def test_a_package_is_clean_is_found_and_does_what_it_must(kind, make, monkeypat
         assert component.__module__ == module
         assert flipkit.plugins.problems() == []
         checks = getattr(testing, f"check_{kind}")(type(component))
-        checks = [check for check in checks if check.name not in LONG]
+        checks = [check for check in checks if not check.slow]
         assert len(checks) > 2
         for check in checks:
             check()
