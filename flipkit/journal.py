@@ -27,14 +27,16 @@ class Journal:
         folder: the workdir, or None to write nothing.
         record: what `run.json` holds.
         say: called with each line for the user; None is silent.
+        shows_progress: whether a progress bar is drawn, where stderr is a terminal.
 
     Raises:
         ConfigurationError: the workdir holds another run; the message names what differs.
     """
 
-    def __init__(self, folder, record, say=None):
+    def __init__(self, folder, record, say=None, shows_progress=True):
         self.folder = None if folder is None else pathlib.Path(folder)
         self.say = say or (lambda line: None)
+        self.shows_progress = shows_progress
         self.seconds, self.last, self.rejected, self._board = 0.0, {}, 0, None
         self.programs: dict[int, int] = {}  # compiled for each phase that this process trained
         if self.folder is not None:
@@ -171,7 +173,10 @@ class _Keep(keras.callbacks.Callback):
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         self.bar = Progress(
-            *columns, console=console, disable=not console.is_terminal, transient=True
+            *columns,
+            console=console,
+            disable=not (journal.shows_progress and console.is_terminal),
+            transient=True,
         )
 
     def on_train_begin(self, logs=None):

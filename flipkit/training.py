@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable
 
@@ -306,7 +307,14 @@ class Run(Configurable):
 
     # Training -----------------------------------------------------------------------------------
 
-    def start(self, workdir=None, *, recipe=None, say: Callable[[str], None] | None = None):
+    def start(
+        self,
+        workdir=None,
+        *,
+        recipe=None,
+        say: Callable[[str], None] | None = None,
+        pause: Callable[[int], None] | None = None,
+    ):
         """Trains, and returns the model; goes on from the newest checkpoint in `workdir`.
 
         Args:
@@ -314,6 +322,8 @@ class Run(Configurable):
                 of the curves and of what each phase's mask keeps; None keeps nothing.
             recipe: the recipe's name, for the records.
             say: called with lines of progress; None is silent.
+            pause: called with the step after each logging window, when no step is on its way; the run
+                goes on when it returns. A caller that asks for it shows the progress itself.
 
         Raises:
             ConfigurationError: another backend than JAX, or a workdir that holds another run.
@@ -323,28 +333,42 @@ class Run(Configurable):
         say = say or (lambda line: None)
         with _distributed(self.distribution):
             run = self._anew()
-            journal = Journal(workdir, run.record(recipe), say)
+            journal = Journal(workdir, run.record(recipe), say, shows_progress=pause is None)
             try:
-                return run._train(journal, say)
+                return run._train(journal, say, pause)
             finally:
                 journal.close()
 
-    def throughput(self, steps=10) -> float:
-        """Pairs per second of the whole run, from `steps` steps of each phase with its data.
+    def throughput(self, steps=5, rounds=3, pause: Callable[[float], None] | None = None) -> float:
+        """Pairs per second of the whole run: of each phase the median of `rounds` of `steps` steps.
 
         Trains a model that is thrown away.
+
+        Args:
+            pause: called after each round with the share of the rounds that is done, from 0 to 1, so
+                that several runs can be measured in turns.
         """
         _require_jax()
-        seconds = 0.0
+        seconds, total = 0.0, rounds * len(self.phases)
         with _distributed(self.distribution):
             run = self._anew()
             batches = run._prepare(Journal(None, {}))
             for index, phase in enumerate(run.phases):
                 run._enter(index, None)
                 data = batches(index).from_step()
-                history = run.model.fit(data, steps_per_epoch=steps + 1, verbose=0).history
+                callbacks = []
+                if pause is not None:
+                    done = index * rounds
+                    callbacks.append(_Pause(lambda step: pause(step / total), done, total, 1))
+                history = run.model.fit(
+                    data,
+                    steps_per_epoch=steps + 1,  # the first of a new program is not counted
+                    epochs=rounds,
+                    callbacks=callbacks,
+                    verbose=0,
+                ).history
                 data.close()
-                seconds += phase.samples / history["pairs_per_second"][-1]
+                seconds += phase.samples / statistics.median(history["pairs_per_second"])
         return sum(phase.samples for phase in self.phases) / seconds
 
     def _anew(self):
@@ -427,7 +451,7 @@ class Run(Configurable):
             steps = steps + before.steps if phase.optimizer == "kept" else 0
         return steps
 
-    def _train(self, journal, say):
+    def _train(self, journal, say, pause):
         folder = journal.folder
         with Checkpoints(folder / "checkpoints") if folder else contextlib.nullcontext() as saved:
             position = (saved and saved.position()) or {"phase": 0, "step": 0}
@@ -444,14 +468,14 @@ class Run(Configurable):
                 if done and index == position["phase"]:
                     saved.restore(self.model)
                 before = sum(phase.steps for phase in self.phases[:index])
-                self._fit(index, max(0, done - before), before, batches, saved, journal)
+                self._fit(index, max(0, done - before), before, batches, saved, journal, pause)
                 optimizer = self.model.optimizer
         # A finished run's weights are the averages, where the optimizer keeps them.
         optimizers.take_averages(self.model)
         journal.finish(self.model)
         return self.model
 
-    def _fit(self, index, done, before, batches, saved, journal):
+    def _fit(self, index, done, before, batches, saved, journal, pause):
         phase, window = self.phases[index], self.log_every
         if done >= phase.steps:
             return
@@ -469,6 +493,8 @@ class Run(Configurable):
         if saved:
             every = -(-self.checkpoint_every // window)
             callbacks.append(_Save(saved, index, before + done, every))
+        if pause is not None:
+            callbacks.append(_Pause(pause, before, before + phase.steps, window))
         try:
             self.model.fit(
                 data,
@@ -551,6 +577,17 @@ class _Save(keras.callbacks.Callback):
         if last or (self.every and (epoch + 1) % self.every == 0):
             position = {"phase": self.phase, "step": self.step, "time": time.time()}
             self.checkpoints.save(self.step, self.model, position)
+
+
+class _Pause(keras.callbacks.Callback):
+    """Calls `pause` with the step after each window. Comes last: all else of the window is done."""
+
+    def __init__(self, pause, before, last, window):
+        super().__init__()
+        self.pause, self.before, self.last, self.window = pause, before, last, window
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.pause(min(self.before + (epoch + 1) * self.window, self.last))
 
 
 @contextlib.contextmanager
