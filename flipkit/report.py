@@ -62,7 +62,7 @@ def draw_run(rows, path) -> pathlib.Path | None:
     Returns:
         `path`, or None where matplotlib is missing.
     """
-    plt = _pyplot()
+    plt = pyplot()
     if plt is None:
         return None
     names = sorted({name for row in rows for name in evaluations(row)})
@@ -84,58 +84,6 @@ def draw_run(rows, path) -> pathlib.Path | None:
     return _save(figure, plt, pathlib.Path(path))
 
 
-def draw_study(rows, metric, budget, path, *, title, chance=None) -> pathlib.Path | None:
-    """The variants of a study from the best down, a dot for each seed; beside them their mean curves
-    in the same colours.
-
-    Args:
-        rows: `flipkit.study.Row`s.
-        metric: a name in their results' evaluations, such as "zero_shot/top1".
-        budget: what the curves go over: "seconds", "samples" or "flops".
-        chance: the metric of a guess, drawn as a dotted line.
-    """
-    plt = _pyplot()
-    if plt is None:
-        return None
-    factor, unit = (100, "%") if is_share(metric) else (1, "")
-    figure, (ends, curves) = plt.subplots(
-        1, 2, figsize=(13, max(3.6, 0.32 * len(rows) + 1.6)), width_ratios=(1.15, 1)
-    )
-    for place, row in enumerate(rows):
-        colour = plt.get_cmap("tab20")(place % 20)
-        ends.plot(
-            [factor * v for v in row.values], [place] * len(row.values), "o", color=colour, ms=5
-        )
-        ends.plot([factor * row.mean] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.5)
-        spent, reached = zip(*row.curve(budget, metric), strict=True)
-        curves.plot(spent, [factor * v for v in reached], ".-", color=colour, linewidth=1.5)
-    ends.set_yticks(range(len(rows)), [row.variant.label for row in rows])
-    ends.invert_yaxis()
-    ends.set_xlabel(f"{metric} at the end{unit and f', {unit}'}; bar: mean over seeds")
-    ends.set_xlim(0, 1.05 * (factor * max(max(row.values) for row in rows) or 1))
-    ends.grid(axis="x", alpha=0.3)
-    if chance is not None:
-        curves.axhline(factor * chance, color="0.5", linestyle=":")
-        curves.annotate(
-            "chance",
-            (1, factor * chance),
-            (-3, 2),
-            curves.get_yaxis_transform(),
-            "offset points",
-            ha="right",
-            color="0.5",
-            fontsize=8,
-        )
-    curves.set_xlabel(
-        {"flops": "FLOPs", "samples": "pairs", "seconds": "seconds of training"}[budget]
-    )
-    curves.set_ylabel(f"{metric}{unit and f', {unit}'}")
-    curves.set_ylim(bottom=0)
-    curves.grid(alpha=0.3)
-    figure.suptitle(title)
-    return _save(figure, plt, pathlib.Path(path))
-
-
 def is_share(metric) -> bool:
     """Whether a metric is a share, shown in percent, and no number of another kind."""
     return metric.rpartition("/")[2] not in ("mrr", "loss")
@@ -154,7 +102,7 @@ def draw_masks(rows, patch_size, path, *, title, first=0) -> pathlib.Path | None
         patch_size: pixels per side of a patch.
         first: number of the first step.
     """
-    plt = _pyplot()
+    plt = pyplot()
     if plt is None:
         return None
     steps = max(len(masks) for _, _, masks in rows)
@@ -184,7 +132,8 @@ def _curve(axis, rows, name, title, label=None):
     axis.set_title(title)
 
 
-def _pyplot():
+def pyplot():
+    """`matplotlib.pyplot` without a screen, or None where matplotlib is missing."""
     try:
         import matplotlib
     except ImportError:
