@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import absl.flags
@@ -12,6 +13,7 @@ from absl import logging
 from flipkit import preprocessing
 from flipkit.errors import BadSample, ConfigurationError, DataError, nearest
 from flipkit.registry import Configurable, register
+from flipkit.seeds import checked_seed
 
 ATTEMPTS = 100  # replacements tried for one bad sample
 ENOUGH = 1_000  # samples before the share of bad ones means something
@@ -61,8 +63,21 @@ class Feed(Configurable):
         self.augment, self.captions = augment, captions
         self.block, self.window = block, window
         self.bad_limit, self.threads, self.workers = bad_limit, threads, workers
-        if crop is not None and not 0 < crop[0] <= crop[1] <= 1:
-            raise ConfigurationError(f"Expected shares of the area in (0, 1]. Received: {crop=}")
+        if crop is not None and not _is_range(crop, 1):
+            raise ConfigurationError(
+                "Expected the least and the largest share of the area, two numbers in (0, 1], or "
+                f"None. Received: {crop=}"
+            )
+        if not _is_range(ratio, math.inf):
+            raise ConfigurationError(
+                "Expected the least and the largest width/height, two numbers above 0. "
+                f"Received: {ratio=}"
+            )
+        if augment is not None and not callable(augment):
+            raise ConfigurationError(
+                "Expected augment=flipkit.Augment(), or another call of a picture and a generator. "
+                f"Received: {augment=}"
+            )
         if captions not in ("random", "first") and not _is_share(captions):
             hint = f" {nearest(captions, ('random', 'first'))}" if isinstance(captions, str) else ""
             raise ConfigurationError(
@@ -88,12 +103,13 @@ class Feed(Configurable):
                 resized, and `reads` what comes beside them: "text", ids that its tokenizer makes, or
                 "label", the samples' own.
             batch_size: pairs per batch.
-            seed: int, what the order and every other random choice are functions of.
+            seed: int of 64 bits, what the order and every other random choice are functions of.
             first: slot of the stream that the first batch begins with: pairs used before.
             image_size: pixels of the pictures, one side or (height, width); None is what the model
                 trains at, as `FLIP(image_size=...)` says, else its image tower's own.
 
         Raises:
+            ConfigurationError: the model can't read such batches, or `seed` is none.
             DataError: the data can't be read, or has fewer samples than a batch.
         """
         if model.reads not in READERS:
@@ -114,7 +130,7 @@ class Feed(Configurable):
             reader=reader,
             image_size=image_size or getattr(model, "image_size", None) or model.image.image_size,
             interpolation=model.preprocessing.interpolation,
-            seed=int(seed) % (1 << 63),  # NumPy takes no negative ones
+            seed=checked_seed(seed) % (1 << 64),  # NumPy takes no negative ones
         )
         return Batches(slots, batch_size, first)
 
@@ -209,7 +225,7 @@ class _Slots:
     def __getitem__(self, slot):
         rejects = []
         for attempt in range(ATTEMPTS):
-            key = [self.seed, slot * ATTEMPTS + attempt]
+            key = np.array([self.seed, slot * ATTEMPTS + attempt], "uint64")
             random = np.random.Generator(np.random.Philox(key=key))
             index = random.integers(self.count) if attempt else self.index(slot)
             try:
@@ -242,6 +258,14 @@ class _Slots:
 
 def _is_share(value):
     return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def _is_range(value, most):
+    """Whether `value` is two finite numbers above 0 and up to `most`, the smaller one first."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return False
+    numbers = all(isinstance(number, (int, float)) for number in value)
+    return numbers and 0 < value[0] <= value[1] <= most and value[1] < math.inf
 
 
 def _shuffled(place, count, *key):

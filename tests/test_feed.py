@@ -10,6 +10,7 @@ from PIL import Image
 import flipkit
 from flipkit import Feed
 from flipkit.errors import BadSample, ConfigurationError, DataError
+from flipkit.seeds import checked_seed
 from flipkit.tokenizers import Bytes, WordPiece
 
 SIZE = 16  # pixels
@@ -136,8 +137,21 @@ def test_seeds_give_other_orders_crops_and_texts():
     assert not np.array_equal(a["image"], b["image"])
 
 
-def test_a_negative_seed_is_taken_too():
-    assert sorted(numbers(opened(Numbered(20), seed=-1), 20)) == list(range(20))
+def test_any_two_seeds_of_64_bits_are_two_streams():
+    seeds = (0, 1, -1, 1 << 31, 1 << 32, -(1 << 63), (1 << 63) - 1)
+    orders = {tuple(numbers(opened(Numbered(20), seed=seed), 20)) for seed in seeds}
+    assert len(orders) == len(seeds)
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert opened(Numbered(20), seed=np.int32(-1)).slots.seed == (1 << 64) - 1
+
+
+@pytest.mark.parametrize("seed", [1 << 63, -(1 << 63) - 1, 1.0, "1", None])
+def test_what_is_no_seed_of_64_bits_is_refused(seed):
+    with pytest.raises(ConfigurationError, match=r"from -2\^63 to 2\^63 - 1.* seed="):
+        opened(Numbered(20), seed=seed)
+    assert checked_seed(1 << 30, bits=32) == 1 << 30
+    with pytest.raises(ConfigurationError, match=r"from -2\^31 to 2\^31 - 1.* seed=2147483648"):
+        checked_seed(1 << 31, bits=32)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +339,16 @@ def test_a_vocabulary_larger_than_the_table_is_refused():
     ("settings", "told"),
     [
         ({"crop": (0, 1)}, r"crop=\(0, 1\)"),
+        ({"crop": 0.5}, r"crop=0.5"),
+        ({"crop": (0.5,)}, r"crop=\(0.5,\)"),
+        ({"crop": (0.5, float("nan"))}, r"crop=\(0.5, nan\)"),
+        ({"ratio": (0, 0)}, r"ratio=\(0, 0\)"),
+        ({"ratio": (2, 1)}, r"ratio=\(2, 1\)"),
+        ({"ratio": (-1, 1)}, r"ratio=\(-1, 1\)"),
+        ({"ratio": (1, float("inf"))}, r"ratio=\(1, inf\)"),
+        ({"ratio": ("1", "2")}, r"ratio=\('1', '2'\)"),
+        ({"ratio": None}, "ratio=None"),
+        ({"augment": "randaugment"}, "augment='randaugment'"),
         ({"crop": (0.9, 0.5)}, r"crop=\(0.9, 0.5\)"),
         ({"captions": "fist"}, "Did you mean 'first'"),
         ({"captions": 1.5}, "captions=1.5"),
