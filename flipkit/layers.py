@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from flipkit import attention
 from flipkit.errors import ConfigurationError, nearest
 from flipkit.paths import canonical
 from flipkit.random import Seed, current_seed, mix
@@ -178,6 +179,24 @@ def _dense(layer, x):
     return ops.reshape(layer(ops.reshape(x, (-1, x.shape[-1]))), (-1, x.shape[1], layer.units))
 
 
+def _some(mask):
+    """`mask` (batch, length), with rows of all True for those of all False: a softmax over none is NaN."""
+    if mask is None:
+        return None
+    return ops.logical_or(mask, ops.logical_not(ops.any(mask, axis=1, keepdims=True)))
+
+
+def _allowed_first(x, mask):
+    """(batch, length, dim), those that `mask` allows first, and how many they are: int32 (batch,).
+
+    Keys have no order where attention is not causal, so that any mask is a length.
+    """
+    if mask is None:
+        return x, None
+    mask = ops.cast(mask, "int32")
+    return gather(x, ops.argsort(1 - mask, axis=1)), ops.sum(mask, axis=1)
+
+
 @register
 class Attention(keras.layers.Layer):
     """Multi-head self-attention, (batch, length, dim) -> (batch, length, dim).
@@ -186,14 +205,17 @@ class Attention(keras.layers.Layer):
         dim: width; divisible by `heads`.
         heads: number of heads.
         causal: whether a token sees only itself and earlier ones.
-        impl: "einsum" computes scores explicitly, softmax in float32; "fused" is
-            `keras.ops.dot_product_attention`, cuDNN's flash attention on CUDA; "auto" takes "fused" on
-            GPUs and with torch, and "einsum" elsewhere: on TPU, Keras 3.15's fused path is wrong for
-            lengths that are multiples of 128.
+        impl: "einsum" computes scores explicitly, softmax in float32. "fused" is JAX's
+            `jax.nn.dot_product_attention`, by cuDNN's flash attention where there is one that takes the
+            dtype and the heads (`flipkit.attention.has_kernel`), or another backend's
+            `keras.ops.dot_product_attention`. "auto" takes "fused" with torch, and on GPUs where cuDNN
+            takes it, and "einsum" elsewhere. A causal attention with a mask, and one where a single
+            query asks, is "einsum" in JAX.
 
     Call arguments:
         x: (batch, length, dim).
-        mask: bool (batch, length), False for tokens nobody may look at; None is all True.
+        mask: bool (batch, length), False for tokens nobody may look at; None is all True, and so is a row
+            that is all False.
         queries: (batch, asking, dim), who looks at `x` and comes back changed; None is `x` itself.
     """
 
@@ -227,16 +249,27 @@ class Attention(keras.layers.Layer):
 
     def call(self, x, mask=None, queries=None):
         queries = x if queries is None else queries
-        asking, length = queries.shape[1], x.shape[1]
-        query, key = self._split(self.query, queries), self._split(self.key, x)
-        attend = self._fused if self._implementation() == "fused" else self._einsum
-        x = attend(query, key, self._split(self.value, x), self._allowed(mask, length))
-        return _dense(self.out, ops.reshape(x, (-1, asking, self.dim)))
+        asking, query = queries.shape[1], self._split(self.query, queries)
+        mask = _some(mask)
+        if self._implementation() == "einsum" or not self._can_fuse(mask, asking):
+            key, value = self._split(self.key, x), self._split(self.value, x)
+            found = attention.explicit(query, key, value, self._allowed(mask, x.shape[1]))
+        elif keras.backend.backend() == "jax":
+            x, lengths = _allowed_first(x, mask)
+            key, value = self._split(self.key, x), self._split(self.value, x)
+            kernel = attention.has_kernel(query.dtype, self.head_dim)
+            found = attention.fused(query, key, value, lengths, self.causal, kernel)
+        else:
+            key, value = self._split(self.key, x), self._split(self.value, x)
+            allowed = self._allowed(mask, x.shape[1])
+            found = ops.dot_product_attention(query, key, value, mask=allowed)
+        return _dense(self.out, ops.reshape(found, (-1, asking, self.dim)))
 
     def shares(self, x, mask=None, queries=None):
         """How each token shares out its attention: float32 (batch, heads, asking, length), sums of 1."""
         query = self._split(self.query, x if queries is None else queries)
-        return self._softmax(query, self._split(self.key, x), self._allowed(mask, x.shape[1]))
+        allowed = self._allowed(_some(mask), x.shape[1])
+        return attention.shares(query, self._split(self.key, x), allowed)
 
     def _split(self, layer, x):
         """(batch, length, dim) through a Dense -> (batch, length, heads, head_dim)."""
@@ -252,7 +285,15 @@ class Attention(keras.layers.Layer):
         if keras.backend.backend() == "torch":  # which tells no devices, as of Keras 3.15
             return "fused"
         on_gpu = keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
+        if on_gpu and keras.backend.backend() == "jax":
+            on_gpu = attention.has_kernel(self.compute_dtype, self.head_dim)
         return "fused" if on_gpu else "einsum"
+
+    def _can_fuse(self, mask, asking):
+        """Whether lengths can say what `mask` says, and scores would take more room than queries."""
+        return keras.backend.backend() != "jax" or (
+            asking > 1 and not (self.causal and mask is not None)
+        )
 
     def _allowed(self, mask, length):
         """Bool, broadcast to (batch, heads, queries, keys); None where all is allowed."""
@@ -263,22 +304,6 @@ class Attention(keras.layers.Layer):
             mask = mask[:, None, None, :]
             allowed = mask if allowed is None else ops.logical_and(allowed, mask)
         return allowed
-
-    def _softmax(self, query, key, allowed):
-        # Explicit (batch, heads, length, head_dim): about 1.5 times as fast on XLA:CPU.
-        query, key = ops.transpose(query, (0, 2, 1, 3)), ops.transpose(key, (0, 2, 3, 1))
-        scores = ops.matmul(query * self.head_dim**-0.5, key)
-        scores = ops.cast(scores, "float32")  # bfloat16 softmax loses three digits
-        if allowed is not None:
-            scores = ops.where(allowed, scores, -1e30)
-        return ops.softmax(scores, axis=-1)
-
-    def _einsum(self, query, key, value, allowed):
-        shares = ops.cast(self._softmax(query, key, allowed), value.dtype)
-        return ops.transpose(ops.matmul(shares, ops.transpose(value, (0, 2, 1, 3))), (0, 2, 1, 3))
-
-    def _fused(self, query, key, value, allowed):
-        return ops.dot_product_attention(query, key, value, mask=allowed)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -24,6 +24,7 @@ FRAMEWORKS = {
 
 # May import jax itself, where Keras has no word for what they need.
 JAX = {
+    "attention",
     "checkpoints",
     "distribution",
     "losses",

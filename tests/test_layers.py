@@ -1,3 +1,4 @@
+import functools
 import json
 
 import jax
@@ -11,7 +12,7 @@ from flipkit import layers
 from flipkit.errors import ConfigurationError
 from flipkit.random import Seed, seed_scope
 
-LENGTHS = (32, 49, 64, 98, 99, 128, 129, 196, 197, 256, 257, 577)
+LENGTHS = (32, 49, 77, 98, 99, 128, 129, 196, 197, 256, 577)
 
 
 def noise(*shape, seed=0):
@@ -211,10 +212,14 @@ def test_both_implementations_of_attention_are_the_plain_formula(attentions, len
                 )
 
 
-@pytest.mark.parametrize("impl", ["einsum", "fused"])
-def test_a_row_whose_tokens_are_all_masked_stays_finite(attentions, impl):
-    mask = np.array([[False] * 4, [True] * 4])
-    assert np.isfinite(run(attentions[impl, True], noise(2, 4, 8), mask=mask)).all()
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_row_whose_tokens_are_all_masked_is_one_without_a_mask(attentions, causal):
+    x, mask = noise(2, 5, 8), np.array([[False] * 5, [True] * 3 + [False] * 2])
+    for impl in ("einsum", "fused"):
+        layer = attentions[impl, causal]
+        found = run(layer, x, mask=mask)
+        expected = reference_attention(layer, x, mask | ~mask.any(1, keepdims=True), causal)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5, err_msg=impl)
 
 
 def test_a_masked_token_changes_nothing(attentions):
@@ -247,16 +252,107 @@ def test_the_softmax_of_bfloat16_attention_is_float32(monkeypatch):
     assert layer.query.kernel.dtype == "float32"
 
 
-def test_bfloat16_attention_is_near_the_formula(attentions):
-    x = noise(2, 64, 8)
+@pytest.mark.parametrize("causal", [False, True])
+def test_bfloat16_attention_is_near_the_formula(attentions, causal):
+    """Of an odd number of tokens, the last of a row hidden: padded and cropped, told by lengths."""
+    x, mask = noise(2, 49, 8), np.arange(49) < [[49], [20]]
     for impl in ("einsum", "fused"):
-        layer = layers.Attention(8, 2, impl=impl, dtype="mixed_bfloat16")
+        layer = layers.Attention(8, 2, causal=causal, impl=impl, dtype="mixed_bfloat16")
         layer.build((None, None, 8))
-        for variable, like in zip(layer.variables, attentions[impl, False].variables, strict=True):
+        for variable, like in zip(layer.variables, attentions[impl, causal].variables, strict=True):
             variable.assign(like)
-        expected = reference_attention(layer, x)
-        error = np.abs(run(layer, x).astype("float32") - expected).max()
+        expected = reference_attention(layer, x, mask, causal)
+        error = np.abs(run(layer, x, mask=mask).astype("float32") - expected).max()
         assert error < 0.03 * np.abs(expected).max()
+
+
+# What a machine with an NVIDIA GPU would trace ------------------------------------------------
+
+
+class Machine:
+    """An Ampere GPU with cuDNN, as far as a trace can tell; its kernel refuses what cuDNN's does.
+
+    `asked` lists what the kernel was asked for: (queries, keys, options).
+    """
+
+    platform = "gpu"
+
+    def __init__(self):
+        self.asked, self.cudnn, self.compute_capability = [], True, "8.0"
+        self.attend = jax.nn.dot_product_attention
+
+    def answer(self, query, key, value, bias=None, mask=None, *, implementation=None, **options):
+        if implementation == "cudnn":
+            if not self.cudnn:
+                raise RuntimeError("cuDNN is not detected.")
+            sizes, head_dim = (query.shape[1], key.shape[1]), query.shape[3]
+            wrong = any(size % 2 for size in sizes) or head_dim % 8 or head_dim > 128
+            if wrong or query.dtype not in ("bfloat16", "float16") or not bias is mask is None:
+                raise NotImplementedError(f"{query.shape}, {key.shape}, {query.dtype}")
+            if sizes != (2, 2):  # has_kernel's question
+                lengths = "query_seq_lengths" in options, "key_value_seq_lengths" in options
+                self.asked.append((*sizes, options["is_causal"], *lengths))
+        return self.attend(query, key, value, bias, mask, implementation="xla", **options)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    found = Machine()
+    monkeypatch.setattr(jax.nn, "dot_product_attention", found.answer)
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
+    monkeypatch.setattr(jax, "devices", lambda: [found])
+    return found
+
+
+def traced(layer, length, mask=None, asking=None, remat=False):
+    """Traces the gradient of `layer` for `length` tokens; nothing is compiled."""
+    if not layer.built:
+        layer.build((None, None, layer.dim))
+
+    def loss(x, mask):
+        call = functools.partial(
+            layer, mask=mask, queries=None if asking is None else x[:, :asking]
+        )
+        return ops.sum(ops.cast((keras.remat(call) if remat else call)(x), "float32"))
+
+    x = jax.ShapeDtypeStruct((2, length, layer.dim), layer.compute_dtype)
+    mask = None if mask is None else jax.ShapeDtypeStruct((2, length), "bool")
+    jax.eval_shape(jax.grad(loss), x, mask)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(
+    ("causal", "masked"), [(False, False), (True, False), (False, True)], ids=str
+)
+def test_cudnn_is_asked_for_even_numbers_of_tokens_and_lengths(machine, causal, masked, remat):
+    layer = layers.Attention(16, 2, causal=causal, dtype="mixed_bfloat16")
+    for length in (32, 49, 77, 98, 99, 128, 197):
+        machine.asked.clear()
+        traced(layer, length, masked or None, remat=remat)
+        even, told = length + length % 2, bool(length % 2) or masked
+        assert set(machine.asked) == {(even, even, causal, told, told)}, length
+
+
+@pytest.mark.parametrize(
+    ("arguments", "call", "changes"),
+    [
+        ({"dtype": "float32"}, {}, {}),
+        ({"dim": 8}, {}, {}),  # heads of 4
+        ({"dim": 2 * 136}, {}, {}),  # too wide before Hopper
+        ({}, {}, {"compute_capability": "7.5"}),
+        ({}, {}, {"cudnn": False}),
+        ({"causal": True}, {"mask": True}, {}),  # lengths of each query's own
+        ({}, {"asking": 1}, {}),  # no more scores than keys
+    ],
+    ids=str,
+)
+def test_what_cudnn_does_not_take_is_einsum(machine, arguments, call, changes, caplog):
+    vars(machine).update(changes)
+    options = {"dim": 16, "heads": 2, "dtype": "mixed_bfloat16", **arguments}
+    traced(layers.Attention(**options), 49, **call)
+    traced(layers.Attention(**options, impl="fused"), 49, **call)
+    assert not machine.asked
+    assert not caplog.records
 
 
 def test_auto_is_einsum_on_a_cpu():
