@@ -4,6 +4,7 @@ On the host a picture is a uint8 array (height, width, 3), on the device a batch
 their patches; random numbers come from a `numpy.random.Generator` that the caller has keyed.
 """
 
+import functools
 import io
 import math
 import os
@@ -11,13 +12,14 @@ import pathlib
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError, features
 
 from flipkit import registry
 from flipkit.errors import BadSample, ConfigurationError, UnknownName, nearest
 
-# What is tried on bytes. Not all that Pillow knows: its EPS reader would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF")
+# What is tried on bytes. Not all that Pillow knows: its EPS reader would start Ghostscript. Its
+# JPEG reader also takes MPO, several JPEGs in one file.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns: 256 MiB as RGB
 
@@ -71,15 +73,28 @@ def decode(data, min_size: int | None = None, max_pixels: int = MAX_PIXELS) -> n
             image = _decode_jpeg(data, min_size or 0, max_pixels)
             if image is not None:
                 return image
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             _check_pixels(*image.size, max_pixels)
             return _rgb(image)
     except BadSample:
         raise
     except UnidentifiedImageError as error:
-        raise BadSample(f"Can't decode the image: none of {', '.join(FORMATS)}") from error
+        lacking = [name for name in FORMATS if name not in _formats()]
+        also = f" (this Pillow was built without {', '.join(lacking)})" if lacking else ""
+        formats = ", ".join(_formats())
+        raise BadSample(f"Can't decode the image: none of {formats}{also}") from error
     except Exception as error:  # Pillow's readers raise nearly every kind there is
         raise BadSample(f"Can't decode the image: {type(error).__name__}: {error}") from error
+
+
+@functools.cache
+def _formats():
+    """Those of `FORMATS` that this Pillow reads: asked for another one, it would raise a KeyError."""
+    Image.init()
+    built = {
+        name: features.check(name.lower()) for name in FORMATS if name.lower() in features.modules
+    }
+    return tuple(name for name in FORMATS if name in Image.OPEN and built.get(name, True))
 
 
 def _decode_jpeg(data, min_size, max_pixels):

@@ -5,11 +5,12 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from flipkit import errors, preprocessing, registry
 
 WHITE = [255, 255, 255]
+HEIC = b"\0\0\0\x18ftypheic" + bytes(90)  # a header
 
 
 def picture(height=48, width=64, seed=0):
@@ -54,6 +55,35 @@ def test_lossless_files_come_back_exactly(kind):
     np.testing.assert_array_equal(decoded, image)
     assert decoded.dtype == np.uint8
     assert decoded.flags.writeable
+
+
+@pytest.mark.parametrize("kind", [kind for kind in preprocessing.FORMATS if kind != "JPEG"])
+def test_every_format_that_is_named_is_decoded(kind):
+    if kind in ("AVIF", "WEBP") and not features.check(kind.lower()):
+        pytest.skip(f"this Pillow was built without {kind}")
+    decoded = preprocessing.decode(encoded(picture(), kind)).astype(int)
+    assert np.abs(decoded - picture()).mean() < (30 if kind == "GIF" else 4)
+
+
+def test_two_jpegs_in_one_file_are_the_first():
+    second = [Image.fromarray(picture(seed=1))]
+    data = encoded(picture(), "MPO", save_all=True, append_images=second)
+    assert b"MPF" in data
+    np.testing.assert_array_equal(
+        preprocessing.decode(data), preprocessing.decode(encoded(picture()))
+    )
+
+
+def test_a_format_that_pillow_lacks_leaves_the_others_alone_and_is_told(monkeypatch):
+    monkeypatch.setattr(preprocessing, "FORMATS", ("JPEG", "HEIF", "PNG"))
+    preprocessing._formats.cache_clear()
+    try:
+        assert preprocessing.decode(encoded(picture(), "PNG")).shape == (48, 64, 3)
+        told = r"none of JPEG, PNG \(this Pillow was built without HEIF\)$"
+        with pytest.raises(errors.BadSample, match=told):
+            preprocessing.decode(HEIC)
+    finally:
+        preprocessing._formats.cache_clear()
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
@@ -169,6 +199,7 @@ BAD = {
     "PNG of no pixels": png_claiming(0, 10),
     "small PNG without pixels": png_claiming(10, 10),
     "JPEG bomb": jpeg_claiming(65_000, 65_000),
+    "truncated AVIF": encoded(picture(), "AVIF")[:-100] if features.check("avif") else b"avif",
     "EPS, which would start Ghostscript": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     ),
@@ -187,6 +218,12 @@ def test_bad_images_are_bad_samples_with_a_reason(data):
         errors.BadSample, match=r"^(Can't decode the image: |Expected an image) *\w"
     ):
         preprocessing.decode(data, min_size=32)
+
+
+@pytest.mark.parametrize("data", [b"<html>403</html>", bytes(1000), b"<svg/>", HEIC])
+def test_what_is_no_picture_is_told_which_formats_are_read(data):
+    with pytest.raises(errors.BadSample, match=r": none of JPEG, PNG, .*PPM"):
+        preprocessing.decode(data)
 
 
 def test_any_damage_is_either_decoded_or_a_bad_sample():
