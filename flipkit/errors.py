@@ -34,7 +34,37 @@ class PluginError(FlipkitError):
 def nearest(name: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
     """A sentence for an error: the known name nearest to `name`, and all of them, or those `listed`."""
     known = sorted(known)
+    return suggestion(closest(name, known), known if listed is None else listed)
+
+
+def nearest_path(path: str, known: Iterable[str], listed: Iterable[str]) -> str:
+    """A sentence as that of `nearest`, for a dotted path: the hint is a whole path that is known.
+
+    What has the same last part comes first, the shortest of it: `mask_ratio` means `model.mask_ratio`.
+    """
+    known = list(known)
+    last = path.rpartition(".")[2]
+    ends = [option for option in known if f".{option}".endswith(f".{path}")]
+    ends = ends or [option for option in known if option.rpartition(".")[2] == last != path]
+    if len(ends) > 1:  # of several the one that the whole path is like, else the shortest
+        ends = [closest(path, ends, cutoff=0.8) or min(ends, key=lambda end: end.count("."))]
+    whole = ends[0] if ends else closest(path, known, cutoff=0.8)
+    if whole is None:
+        parts: dict[str, str] = {}
+        for option in sorted(known, key=lambda option: option.count(".")):
+            parts.setdefault(option.rpartition(".")[2], option)
+        whole = parts.get(closest(last, parts, cutoff=0.7) or "") or closest(path, known)
+    return suggestion(whole, listed)
+
+
+def closest(name: str, known: Iterable[str], cutoff=0.5) -> str | None:
+    """The one of `known` that is most like `name`, if any is like it by `cutoff`, from 0 to 1."""
     lowered = {option.lower(): option for option in known}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-    hint = f"Did you mean {lowered[close[0]]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(known if listed is None else sorted(listed)) or 'none'}."
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=cutoff)
+    return lowered[close[0]] if close else None
+
+
+def suggestion(hint: str | None, listed: Iterable[str]) -> str:
+    """A sentence for an error: what may have been meant, if anything, and what there is."""
+    asked = "" if hint is None else f"Did you mean {hint!r}? "
+    return f"{asked}Known: {', '.join(sorted(listed)) or 'none'}."

@@ -5,8 +5,17 @@ import json
 import pathlib
 
 from flipkit import modules, plugins
-from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest
+from flipkit.errors import (
+    ConfigurationError,
+    FlipkitError,
+    UnknownName,
+    closest,
+    nearest_path,
+    suggestion,
+)
 from flipkit.settings import REQUIRED, as_like, parse
+
+FILES_TOLD = 8  # of those beside a recipe that is not there
 
 
 def names() -> list[str]:
@@ -30,12 +39,28 @@ def load(identifier):
         return _recorded(path)
     if path.suffix == ".py" and path.is_file():
         return _function(modules.from_file(path), path)
-    if path.suffix == ".py" or len(path.parts) > 1:
-        raise UnknownName(f"No recipe file: {identifier}. {nearest(path.stem, names())}")
-    if identifier not in names():
-        raise UnknownName(f"Unknown recipe: {identifier!r}. {nearest(identifier, names())}")
+    if path.suffix in (".py", ".json") or len(path.parts) > 1 or identifier not in names():
+        raise UnknownName(_no_recipe(path))
     found = plugins.component("recipes", identifier)
     return _function(found, identifier) if inspect.ismodule(found) else found
+
+
+def _no_recipe(path):
+    """What to say of a recipe that is nowhere: the nearest file beside it, or the nearest name."""
+    if (record := path / "run.json").is_file():
+        return f"{path} is the folder of a run, whose recipe is {str(record)!r}."
+    file = path.suffix in (".py", ".json") or len(path.parts) > 1
+    beside = [p for pattern in ("*.py", "run.json") for p in sorted(path.parent.glob(pattern))]
+    meant = {name: name for name in names()}
+    meant |= {p.stem: str(p) for p in beside} | {p.name: str(p) for p in beside}
+    close = closest(path.name, meant) or closest(path.stem, meant)
+    told = f"No recipe file: {path}." if file else f"Unknown recipe: {str(path)!r}."
+    if file and not path.parent.is_dir():
+        told += f" There is no folder {path.parent}."
+    elif file and beside:
+        rest = ", ..." if len(beside) > FILES_TOLD else ""
+        told += f" Beside it: {', '.join(p.name for p in beside[:FILES_TOLD])}{rest}."
+    return f"{told} {suggestion(close and meant[close], names())}"
 
 
 def _function(module, where):
@@ -88,12 +113,33 @@ def make(function, settings: dict[str, str]):
     missing = [name for name, value in own.items() if value is REQUIRED and name not in given]
     if missing:
         raise ConfigurationError(f"This recipe needs a value: {missing[0]}=...")
-    run = _called(function, given)
+    # A tiny run has phases of its own, which follow a recipe's that may be longer than a batch.
+    tiny = "scale" in own and given.get("scale", own["scale"]) == "tiny"
+    later = {n: given.pop(n) for n in ("pairs", "batch_size") if tiny and n in given}
+    run = resized(_called(function, given), **later)
     paths = {path: value for path, value in values.items() if path not in own}
     for path in paths:
-        if "." not in path and path not in run.get_config():
-            raise UnknownName(f"Unknown: {path!r}. {nearest(path, {*own, *run.get_config()})}")
+        if path.partition(".")[0] not in (heads := run.get_config()):
+            known = [*own, *heads, *run.paths()]
+            raise UnknownName(f"Unknown: {path!r}. {nearest_path(path, known, {*own, *heads})}")
     return run.with_overrides(paths)
+
+
+def resized(run, pairs=None, batch_size=None):
+    """`run` over another number of pairs: each phase, and its warm-up, longer or shorter by one factor.
+
+    Args:
+        pairs: of all phases together; None leaves them.
+        batch_size: of all phases; None leaves them.
+    """
+    factor = 1 if pairs is None else pairs / sum(phase.pairs for phase in run.phases)
+    known, values = run.paths(), {}
+    for i in range(len(run.phases)):
+        if batch_size is not None:
+            values[f"phases.{i}.batch_size"] = batch_size
+        longer = (f"phases.{i}.pairs", f"phases.{i}.schedule.warmup") if pairs is not None else ()
+        values |= {path: int(known[path] * factor) for path in longer if path in known}
+    return run.with_overrides(values) if values else run
 
 
 def _called(function, given):

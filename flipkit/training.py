@@ -18,7 +18,14 @@ from flipkit import distribution as layouts
 from flipkit.callbacks import Evaluate
 from flipkit.checkpoints import Checkpoints
 from flipkit.classifier import Classifier
-from flipkit.errors import BadSample, ConfigurationError, FlipkitError, UnknownName, nearest
+from flipkit.errors import (
+    BadSample,
+    ConfigurationError,
+    FlipkitError,
+    UnknownName,
+    nearest,
+    nearest_path,
+)
 from flipkit.feed import Feed
 from flipkit.journal import Journal
 from flipkit.maskers import kept_count
@@ -279,7 +286,8 @@ class Run(Configurable):
         for path, value in values.items():
             head, *rest = path.split(".")
             if head not in arguments:
-                raise UnknownName(f"Unknown: {path!r}. {nearest(head, arguments)}")
+                known = {**arguments, **self.paths()}
+                raise UnknownName(f"Unknown: {path!r}. {nearest_path(path, known, arguments)}")
             with _refusing({path: value}):
                 if not rest:
                     arguments[head] = as_like(value, [arguments[head]], path)
@@ -631,23 +639,25 @@ def _children(node):
     return node if isinstance(node, (dict, list)) else None
 
 
-def _key(children, part, path):
-    """`part` as a key of `children`."""
+def _key(children, part, path, known):
+    """`part` as a key of `children`; `known` are the paths that one which isn't may have meant."""
     if isinstance(children, list):
         if part.lstrip("-").isdigit() and -len(children) <= int(part) < len(children):
             return int(part)
-        raise UnknownName(f"Unknown: {path!r}. {nearest(part, map(str, range(len(children))))}")
+        places = map(str, range(len(children)))
+        raise UnknownName(f"Unknown: {path!r}. {nearest_path(path, known, places)}")
     if children is None or part not in children:
-        raise UnknownName(f"Unknown: {path!r}. {nearest(part, children or ())}")
+        raise UnknownName(f"Unknown: {path!r}. {nearest_path(path, known, children or ())}")
     return part
 
 
 def _set(tree, parts, value, path):
+    known = [path for path, _ in _flatten(tree, f"{path.partition('.')[0]}.")]
     for part in parts[:-1]:
         children = _children(tree)
-        tree = children[_key(children, part, path)]
+        tree = children[_key(children, part, path, known)]
     children = _children(tree)
-    key = _key(children, parts[-1], path)
+    key = _key(children, parts[-1], path, known)
     children[key] = as_like(value, [children[key], _default(tree, key)], path)
 
 

@@ -1,6 +1,7 @@
 """Recipes: finding them, setting their dials, changing their runs by path; the shipped ones."""
 
 import json
+import re
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_another_json_file_is_no_recorded_run(tmp_path, content):
         ("flip_vitll", "flip_vitl"),
         ("FLIP_VITL", "flip_vitl"),
         ("clip-vitb", "clip_vitb"),
-        ("recipes/flip_smal.py", "flip_small"),
+        ("nowhere/flip_smal.py", "flip_small"),
         ("somewhere/flip_shape", "flip_shapes"),
     ],
 )
@@ -129,6 +130,28 @@ def test_unknown_recipe_answers_with_the_nearest_and_all(identifier, nearest):
     with pytest.raises(UnknownName, match=f"Did you mean '{nearest}'") as problem:
         recipe.load(identifier)
     assert all(name in str(problem.value) for name in recipe.names())
+
+
+@pytest.mark.parametrize("typo", ["my_recip.py", "my_recipes.py", "my_recipe", "my_recip"])
+def test_misspelt_file_answers_with_the_nearest_beside_it(tmp_path, monkeypatch, typo):
+    (tmp_path / "my_recipe.py").write_text(TINY)
+    (tmp_path / "other.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownName, match=r"Did you mean 'my_recipe\.py'"):
+        recipe.load(typo)
+    with pytest.raises(UnknownName, match=rf"Beside it: .*Did you mean '{tmp_path}/my_recipe\.py'"):
+        recipe.load(str(tmp_path / typo))
+
+
+def test_folder_of_a_run_answers_with_its_record(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UnknownName, match=rf"whose recipe is '{tmp_path}/run\.json'"):
+        recipe.load(str(tmp_path))
+
+
+def test_file_in_no_folder_says_so(tmp_path):
+    with pytest.raises(UnknownName, match=f"There is no folder {tmp_path}/absent"):
+        recipe.load(str(tmp_path / "absent" / "tiny.py"))
 
 
 def test_file_without_recipe_says_what_one_is(tmp_path):
@@ -233,6 +256,15 @@ def test_dial_of_another_type_or_range_is_refused(function, setting):
     assert setting.split("=")[0] in str(problem.value)
 
 
+def test_tiny_run_has_as_many_pairs_as_it_is_told():
+    function = recipe.load("flip_shapes")  # whose own batches are longer than these phases
+    tiny = recipe.make(function, {"scale": "tiny", "pairs": "64"})
+    assert [(phase.pairs, phase.batch_size) for phase in tiny.phases] == [(32, 8), (32, 8)]
+    assert tiny.phases[0].schedule.warmup == 16
+    tiny = recipe.make(function, {"scale": "tiny", "batch_size": "4"})
+    assert [(phase.pairs, phase.batch_size) for phase in tiny.phases] == [(16, 4), (16, 4)]
+
+
 # Overrides
 
 
@@ -323,9 +355,32 @@ def mistyped(word):
 def test_every_one_letter_typo_names_the_right_key(run, path):
     head, _, key = path.rpartition(".")
     for typo in {*mistyped(key)} - {key}:
-        with pytest.raises(UnknownName, match=f"Did you mean '{key}'") as problem:
+        with pytest.raises(UnknownName, match=f"Did you mean '{path}'") as problem:
             run.with_override(f"{head}.{typo}".lstrip("."), 1)
         assert typo in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("masker", "model.masker"),
+        ("maskr", "model.masker"),
+        ("patch_size", "model.image.patch_size"),
+        ("model.patch_size", "model.image.patch_size"),
+        ("image.patch_size", "model.image.patch_size"),
+        ("modell.mask_ratio", "model.mask_ratio"),
+        ("model.mask_rato", "model.mask_ratio"),
+        ("model.text.dept", "model.text.depth"),
+        ("phases.0.peak", "phases.0.schedule.peak"),
+        ("phases.2.batch_size", "phases.1.batch_size"),
+        ("weight_decay", "optimizer.weight_decay"),
+        ("mask_rato", "mask_ratio"),  # an argument of the recipe
+    ],
+)
+def test_hint_is_a_whole_path_that_can_be_set(function, run, typed, meant):
+    with pytest.raises(UnknownName, match=re.escape(f"Did you mean {meant!r}")):
+        recipe.make(function, {typed: "1"})
+    assert meant in {**recipe.dials(function), **run.paths()}
 
 
 def test_every_one_letter_typo_names_the_right_dial(function):
