@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import inspect
+import itertools
 import json
 import math
 import pathlib
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from flipkit import datasets, maskers, prompts
+from flipkit import datasets, maskers, prompts, scores
 from flipkit.errors import BadSample, ConfigurationError, DataError, UnknownName, nearest
 from flipkit.random import Seed
 from flipkit.registry import Configurable, register
 from flipkit.settings import as_like, parse
 
 CHUNK = 512  # pictures decoded and embedded at a time
+PROBED = 4  # samples looked at before a run begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +46,21 @@ class Views:
         """int32 (count, views, kept) for the pictures from the `first` on."""
         if not self.mask_ratio:
             return None
-        if not getattr(model.image, "grid", None):
-            raise ConfigurationError(
-                f"{type(model.image).__name__} cannot skip patches (it tells no grid): leave out "
-                "mask_ratio."
-            )
+        self.check(model)
         patches = math.prod(model.image.grid)
         keep = max(1, round(patches * (1 - self.mask_ratio)))
         rows = np.arange(first, first + count, dtype="int32")
         seed = Seed(self.seed, rows=rows).named("views")
         ids = np.asarray(maskers.complementary_views(count, patches, keep, seed))
         return ids if self.ensemble else ids[:, :1]
+
+    def check(self, model):
+        """Refuses a model that has no patches to skip."""
+        if self.mask_ratio and not getattr(model.image, "grid", None):
+            raise ConfigurationError(
+                f"{type(model.image).__name__} cannot skip patches (it tells no grid): leave out "
+                "mask_ratio."
+            )
 
 
 def encode(model, data, batch_size=256, views=None):
@@ -65,11 +71,7 @@ def encode(model, data, batch_size=256, views=None):
     Args:
         views: `Views`, what to see of each picture; None is all.
     """
-    if not hasattr(model, "encode_images"):
-        raise ConfigurationError(
-            f"Expected a model that embeds pictures, such as flipkit.FLIP. Received: "
-            f"{type(model).__name__}, which evaluator 'accuracy' is for"
-        )
+    _check_embeds(model)
 
     def embed(pixels, first):
         ids = views(model, first, len(pixels)) if views else None
@@ -77,6 +79,47 @@ def encode(model, data, batch_size=256, views=None):
         return model.encode_images(pixels, batch_size, **masked)
 
     return _through(model, data, embed)
+
+
+def _check_embeds(model):
+    if not hasattr(model, "encode_images"):
+        raise ConfigurationError(
+            f"Expected a model that embeds pictures, such as flipkit.FLIP. Received: "
+            f"{type(model).__name__}, which evaluator 'accuracy' is for"
+        )
+    if getattr(model, "tokenizer", model) is None:
+        raise ConfigurationError(
+            "Texts are embedded too. Expected a model with a tokenizer, such as "
+            "FLIP(tokenizer='wordpiece'). Received: tokenizer=None"
+        )
+
+
+def _opened(data):
+    """The dataset that an evaluator's `data` means; refused if it is empty or isn't there."""
+    found = datasets.get(data)
+    if found is None:
+        raise ConfigurationError("An evaluation needs data: data='test-*.tar', or a dataset")
+    if not len(found):
+        raise DataError(f"Nothing to evaluate: {found!r} has no samples")
+    return found
+
+
+def _first(model, data):
+    """The first samples that can be used, without their pictures: what is wrong with all shows there."""
+    looked = itertools.islice(_read(model, data), PROBED)
+    return [sample for pixels, sample in looked if pixels is not None]  # bad ones are told later
+
+
+def _read(model, data):
+    """Each sample's pixels as the model takes them, and the rest of it; None and why of a bad one."""
+    for i in range(len(data)):
+        try:
+            sample = dict(data[i])
+            [pixels] = model.preprocessing.prepare([sample.pop("image")], model.image.image_size)
+        except BadSample as problem:
+            yield None, problem
+        else:
+            yield pixels, sample
 
 
 def _through(model, data, embed):
@@ -88,13 +131,10 @@ def _through(model, data, embed):
             vectors.append(embed(np.stack(chunk), len(samples) - len(chunk)))
             chunk.clear()
 
-    for i in range(len(data)):
-        try:
-            sample = dict(data[i])
-            [pixels] = model.preprocessing.prepare([sample.pop("image")], model.image.image_size)
-        except BadSample as problem:
+    for pixels, sample in _read(model, data):
+        if pixels is None:
             bad += 1
-            logging.warning("Left out of the evaluation: %s", problem)
+            logging.warning("Left out of the evaluation: %s", sample)
             continue
         chunk.append(pixels)
         samples.append(sample)
@@ -111,7 +151,9 @@ class ZeroShot(Configurable):
     """Zero-shot classification: each picture is given the class whose name is nearest.
 
     A class is embedded as CLIP does it: every template's text to a unit vector, their mean, a unit
-    vector again.
+    vector again. Classes with the same name are one class: a picture of any of them is right where that
+    name is nearest. (CLIP and open_clip tell them apart by their index, so that pictures of only one of
+    them can be right.)
 
     Args:
         data: labelled pictures: a dataset whose samples have `label`, its name, or a shard pattern.
@@ -127,6 +169,8 @@ class ZeroShot(Configurable):
     Returns, when called with a model:
         `top1`, `top5`: shares of the pictures; `mrr`: mean reciprocal rank of the right class; and
         `<group>/top1`, ... for the pictures of each group's classes. Ranks are over all classes.
+        `non_finite`, where there are any, counts pictures and classes whose vectors are not finite:
+        such pictures, and pictures of such classes, count as wrong in every metric.
     """
 
     def __init__(
@@ -135,13 +179,53 @@ class ZeroShot(Configurable):
         self.data, self.classnames, self.templates = data, classnames, templates
         self.mask_ratio, self.ensemble, self.seed = mask_ratio, ensemble, seed
         self._views = Views(mask_ratio, ensemble, seed)
+        self._warned = False  # of names that several classes have
+
+    def check(self, model):
+        """Raises what calling it would raise, as far as that shows without embedding anything."""
+        self._prepared(model)
+
+    def _prepared(self, model):
+        """The data, the classes' names, and their groups or None."""
+        _check_embeds(model)
+        prompts.get(self.templates)
+        self._views.check(model)
+        data = _opened(self.data)
+        names, groups = load_classnames(self.classnames, data)
+        _labels(_first(model, data), len(names))
+        self._warned = self._warned or _warn_of_duplicates(names)
+        return data, names, groups
 
     def __call__(self, model) -> dict[str, float]:
-        data = datasets.get(self.data)
-        names, groups = load_classnames(self.classnames, data)
+        data, names, groups = self._prepared(model)
+        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        classes = class_vectors(model, [*places], self.templates)
         images, samples = encode(model, data, views=self._views)
         labels = _labels(samples, len(names))
-        return rank_metrics(images, class_vectors(model, names, self.templates), labels, groups)
+        own = np.array([places[names[label]] for label in labels])
+        return rank_metrics(
+            images, classes, own, None if groups is None else np.array(groups)[labels]
+        )
+
+
+def _warn_of_duplicates(names):
+    """Whether several classes have one name, which a warning says."""
+    counts = collections.Counter(name for name in names if name)
+    twice = [name for name, count in counts.items() if count > 1]
+    if not twice:
+        return False
+    shown = [
+        f"{name!r} (classes {', '.join(str(i) for i, n in enumerate(names) if n == name)})"
+        for name in twice[:3]
+    ]
+    logging.warning(
+        "%s of %s names belong to several classes, such as %s. These count as one class. Give each class "
+        "a name of its own to tell them apart.",
+        f"{len(twice):,}",
+        f"{len(counts):,}",
+        ", ".join(shown),
+    )
+    return True
 
 
 def _labels(samples, classes):
@@ -164,29 +248,24 @@ def class_vectors(model, names, templates="name"):
     templates = prompts.get(templates)
     texts = [template.format(name) for template in templates for name in names]
     vectors = model.encode_texts(texts).reshape(len(templates), len(names), -1).mean(0)
-    return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-8)
+    with np.errstate(invalid="ignore"):  # infinite ones become NaN
+        return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-8)
 
 
 def rank_metrics(images, classes, labels, groups=None) -> dict[str, float]:
-    """`top1`, `top5` and `mrr` of labels (n,), overall and by the group of each class.
+    """`top1`, `top5` and `mrr` of labels (n,), overall and by the group (n,) of each picture.
 
-    Of classes with equal scores the worst place counts, so that a constant model gains nothing.
+    Of classes with equal scores the worst place counts, so that a constant model gains nothing. Where
+    vectors are not finite, `non_finite` counts them (`flipkit.scores.ranks` says what becomes of them).
     """
-    scores = images @ classes.T
-    own = scores[np.arange(len(labels)), labels][:, None]
-    ranks = (scores >= own).sum(1)
-    found = _rank_summary(ranks)
+    right = np.asarray(labels)[:, None] == np.arange(len(classes))
+    ranks = scores.ranks(scores.cosines(images, classes), right)
+    found = scores.summary(ranks)
     if groups is not None:
-        of_image = np.asarray(groups)[labels]
-        for group in sorted(set(of_image)):
-            part = _rank_summary(ranks[of_image == group])
+        for group in sorted(set(groups)):
+            part = scores.summary(ranks[np.asarray(groups) == group])
             found |= {f"{group}/{metric}": value for metric, value in part.items()}
-    return found
-
-
-def _rank_summary(ranks):
-    top1, top5, mrr = np.mean(ranks <= 1), np.mean(ranks <= 5), np.mean(1 / ranks)
-    return {"top1": float(top1), "top5": float(top5), "mrr": float(mrr), "count": len(ranks)}
+    return found | scores.count_lost(pictures=images, classes=classes)
 
 
 def load_classnames(source: Any, data=None) -> tuple[Any, Any]:
@@ -233,6 +312,11 @@ class Retrieval(Configurable):
     Args:
         data: a dataset, its name, or a shard pattern.
         mask_ratio, ensemble, seed: as in `ZeroShot`.
+
+    Returns, when called with a model:
+        `image_to_text/recall@1`, ..., `text_to_image/recall@1`, ..., the numbers of `images` and `texts`,
+        and `non_finite`, where there are any: pictures and texts whose vectors are not finite, which find
+        nothing and are not found.
     """
 
     def __init__(self, data, mask_ratio=0.0, ensemble=False, seed=0):
@@ -240,8 +324,20 @@ class Retrieval(Configurable):
         self.mask_ratio, self.ensemble, self.seed = mask_ratio, ensemble, seed
         self._views = Views(mask_ratio, ensemble, seed)
 
+    def check(self, model):
+        """Raises what calling it would raise, as far as that shows without embedding anything."""
+        self._prepared(model)
+
+    def _prepared(self, model):
+        _check_embeds(model)
+        self._views.check(model)
+        data = _opened(self.data)
+        _check_texts(_first(model, data))
+        return data
+
     def __call__(self, model) -> dict[str, float]:
-        images, samples = encode(model, datasets.get(self.data), views=self._views)
+        images, samples = encode(model, self._prepared(model), views=self._views)
+        _check_texts(samples)
         places = collections.defaultdict(list)  # text -> pictures it belongs to
         for place, sample in enumerate(samples):
             for text in dict.fromkeys(sample["texts"]):
@@ -250,17 +346,21 @@ class Retrieval(Configurable):
         belongs = np.zeros((len(images), len(texts)), bool)
         for column, rows in enumerate(places.values()):
             belongs[rows, column] = True
-        scores = images @ texts.T
+        near = scores.cosines(images, texts)
         found: dict[str, float] = {"images": len(images), "texts": len(texts)}
         for name, score, right in (
-            ("image_to_text", scores, belongs),
-            ("text_to_image", scores.T, belongs.T),
+            ("image_to_text", near, belongs),
+            ("text_to_image", near.T, belongs.T),
         ):
-            best = np.where(right, score, -np.inf).max(1, keepdims=True)
-            # Ties with wrong ones count against it.
-            ranks = 1 + ((score >= best) & ~right).sum(1)
+            ranks = scores.ranks(score, right)
             found |= {f"{name}/recall@{k}": float(np.mean(ranks <= k)) for k in (1, 5, 10)}
-        return found
+        return found | scores.count_lost(pictures=images, texts=texts)
+
+
+def _check_texts(samples):
+    bare = next((sample for sample in samples if not sample.get("texts")), None)
+    if bare is not None:
+        raise DataError(f"Retrieval needs samples with texts. Received: {bare['id']} without one")
 
 
 @register
@@ -269,23 +369,44 @@ class CaptionChoice(Configurable):
 
     Args:
         data: a dataset whose samples have two texts, the true one first.
+
+    Returns, when called with a model:
+        `accuracy`, where a tie is wrong, `count`, and `non_finite`, where there are any: vectors that are
+        not finite, whose choices are wrong.
     """
 
     def __init__(self, data):
         self.data = data
 
+    def check(self, model):
+        """Raises what calling it would raise, as far as that shows without embedding anything."""
+        self._prepared(model)
+
+    def _prepared(self, model):
+        _check_embeds(model)
+        data = _opened(self.data)
+        _check_choices(_first(model, data))
+        return data
+
     def __call__(self, model) -> dict[str, float]:
-        images, samples = encode(model, datasets.get(self.data))
-        if any(len(sample["texts"]) != 2 for sample in samples):
-            raise DataError(
-                "A choice needs samples with two texts, the true one and its foil, such as "
-                "data=captioned_shapes data.split=word_order"
-            )
+        images, samples = encode(model, self._prepared(model))
+        _check_choices(samples)
         true, foil = (
             model.encode_texts([sample["texts"][i] for sample in samples]) for i in (0, 1)
         )
-        right = (images * true).sum(1) > (images * foil).sum(1)
-        return {"accuracy": float(right.mean()), "count": len(right)}
+        lost = scores.count_lost(**{"pictures": images, "captions": true, "foils": foil})
+        sound = scores.finite(images) & scores.finite(true) & scores.finite(foil)
+        images, true, foil = images[sound], true[sound], foil[sound]
+        right = ((images * true).sum(1) > (images * foil).sum(1)).sum()
+        return {"accuracy": float(right / len(sound)), "count": len(sound), **lost}
+
+
+def _check_choices(samples):
+    if any(len(sample.get("texts", ())) != 2 for sample in samples):
+        raise DataError(
+            "A choice needs samples with two texts, the true one and its foil, such as "
+            "data=captioned_shapes data.split=word_order"
+        )
 
 
 @register
@@ -294,23 +415,38 @@ class Accuracy(Configurable):
 
     Args:
         data: labelled pictures: a dataset whose samples have `label`, its name, or a shard pattern.
+
+    Returns, when called with a model:
+        `top1`, `top5`, `count`, and `non_finite`, where there are any: pictures whose logits are not all
+        finite, which count as wrong.
     """
 
     def __init__(self, data):
         self.data = data
 
-    def __call__(self, model) -> dict[str, float]:
+    def check(self, model):
+        """Raises what calling it would raise, as far as that shows without embedding anything."""
+        self._prepared(model)
+
+    def _prepared(self, model):
         if not hasattr(model, "classify"):
             raise ConfigurationError(
                 "Accuracy is a classifier's; a FLIP names pictures by zero_shot. Received: "
                 f"{type(model).__name__}"
             )
-        data = datasets.get(self.data)
+        data = _opened(self.data)
+        if hasattr(model, "classes"):
+            _labels(_first(model, data), model.classes)
+        return data
+
+    def __call__(self, model) -> dict[str, float]:
+        data = self._prepared(model)
         logits, samples = _through(model, data, lambda pixels, first: model.classify(pixels, 256))
         labels = _labels(samples, logits.shape[1])
-        own = logits[np.arange(len(labels)), labels][:, None]
-        found = _rank_summary((logits >= own).sum(1))
-        return {name: found[name] for name in ("top1", "top5", "count")}
+        lost = scores.count_lost(pictures=logits)
+        logits = np.where(scores.finite(logits)[:, None], logits, np.nan)
+        found = scores.summary(scores.ranks(logits, labels[:, None] == np.arange(logits.shape[1])))
+        return {name: found[name] for name in ("top1", "top5", "count")} | lost
 
 
 EVALUATORS = {

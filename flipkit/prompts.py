@@ -1,5 +1,6 @@
 """Prompt templates: the sentences a class name is put into before zero-shot classification."""
 
+import string
 from collections.abc import Iterable
 
 from flipkit.errors import ConfigurationError, UnknownName, nearest
@@ -104,20 +105,34 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 def get(identifier: str | Iterable[str]) -> tuple[str, ...]:
-    """The templates of a name in `TEMPLATES`, or the given ones, each with `{}` for the class name.
+    """The templates of a name in `TEMPLATES`, or the given ones, each with one `{}` for the class name.
 
     Raises:
         UnknownName: no templates have that name; the nearest known name is told.
-        ConfigurationError: there is no template, or one without `{}`.
+        ConfigurationError: there is no template, or one without `{}`, with several, or with other fields.
     """
     if isinstance(identifier, str):
         if identifier not in TEMPLATES:
             hint = nearest(identifier, TEMPLATES)
             raise UnknownName(f"No prompt templates are called {identifier!r}. {hint}")
         return TEMPLATES[identifier]
-    templates = tuple(identifier)
-    if not templates or not all("{}" in template for template in templates):
+    templates = tuple(identifier) if isinstance(identifier, Iterable) else (identifier,)
+    if not templates or not all(map(_takes_a_name, templates)):
         raise ConfigurationError(
-            f"Expected templates with '{{}}' for the class name. Received: {list(templates)}"
+            "Expected templates with one place for the class name, '{}', such as 'a photo of a {}.'; a "
+            f"brace of the text itself is written '{{{{' or '}}}}'. Received: {list(templates)}"
         )
     return templates
+
+
+def _takes_a_name(template):
+    """Whether `template.format(name)` puts the name into its one place."""
+    if not isinstance(template, str):
+        return False
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError:  # a brace that stands alone
+        return False
+    # A place has a field, which is "" in "{}", and neither a format ("{:>9}") nor a conversion ("{!r}").
+    places = [part[1:] for part in parts if part[1] is not None]
+    return places == [("", "", None)]

@@ -38,7 +38,26 @@ def test_unknown_name_answers_with_the_nearest():
         prompts.get("openai80")
 
 
-@pytest.mark.parametrize("templates", [[], ["a photo"], ["{}", "a photo of a {name}"]])
-def test_templates_without_a_place_for_the_name_are_refused(templates):
-    with pytest.raises(errors.ConfigurationError, match="Expected templates with"):
+@pytest.mark.parametrize(
+    "templates",
+    [
+        [],
+        None,
+        [3],
+        ["a photo"],
+        ["{}", "a photo of a {name}"],
+        ["a {} in {place}"],
+        ["{} {}"],
+        ["{} 100% {"],
+        ["{!z}{}"],
+        ["{:>9}"],
+    ],
+)
+def test_templates_without_one_place_for_the_name_are_refused(templates):
+    with pytest.raises(errors.ConfigurationError, match="Expected templates with one place"):
         prompts.get(templates)
+
+
+def test_a_brace_of_the_text_itself_is_written_twice():
+    (template,) = prompts.get(["{{}} {}"])
+    assert template.format("owl") == "{} owl"
