@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made when it is first needed and again when a pyproject.toml changes.
 #
-#   make demo        a first result: masked against unmasked for the same time, with a picture
+#   make demo        a first result: masks, none, and smaller pictures for the same time, with a picture
 #   make test        what CI runs: lint, format, types, tests without the slow ones
 #   make test-slow   the slow tests
 #   make test-peers  open_clip and transformers load what flipkit writes, in .venv-peer
@@ -11,8 +11,9 @@
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python3.14,\
   $(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 
-DEMO := -m flipkit.compare flip_shapes mask_ratio=0.5,0.0 seconds=90 chance=0.00195 --workdir demo \
-  title="Naming pictures of 512 classes, top-1"
+DEMO := -m flipkit.compare flip_characters mask_ratio=0.75,0.0 also='mask_ratio=0.0 image_size=48' seconds=75 \
+  baseline=mask_ratio=0.0 chance=0.002 title="Naming characters in fonts never seen: 500 names, top-1" \
+  --workdir demo
 WORKERS := 2
 
 VENV := .venv

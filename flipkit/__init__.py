@@ -38,6 +38,7 @@ _HOMES = {
     "Loss": "losses",
     "MAEDecoder": "reconstruction",
     "Masker": "maskers",
+    "NamedCharacters": "datasets",
     "Phase": "training",
     "PluginError": "errors",
     "Preprocessing": "preprocessing",

@@ -28,6 +28,7 @@ from flipkit.datasets import (
     CaptionedShapes as CaptionedShapes,
     Dataset as Dataset,
     ImageTextShards as ImageTextShards,
+    NamedCharacters as NamedCharacters,
 )
 from flipkit.distillation import (
     Distillation as Distillation,

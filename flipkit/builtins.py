@@ -29,6 +29,7 @@ def flipkit_datasets():
     return {
         "captioned_shapes": "flipkit.datasets:CaptionedShapes",
         "image_text_shards": "flipkit.datasets:ImageTextShards",
+        "named_characters": "flipkit.datasets:NamedCharacters",
     }
 
 

@@ -6,11 +6,13 @@ and all under one budget; prints a table that says which differences exceed the 
     python -m flipkit.compare flip_shapes model.masker=random,grid seeds=3 samples=60_000
     python -m flipkit.compare flip_shapes mask_ratio=0.5,0.0 seconds=90 --workdir demo
 
-One of `seconds` (of training, measured before), `samples` or `flops` is the budget that is equal. `seeds`
-is how many (1), or which: 0,2. `also='image_size=48 mask_ratio=0'` adds a variant by hand, any number of
-times. `metric` is what the table is ordered by (zero_shot/top1), `chance` what a guess gets, `title` the
-picture's. The same command again goes on where it was stopped; with other values it adds to what the
-folder has, and the table shows all of it. Several processes may work in one folder.
+One of `seconds` (of training), `samples` or `flops` is the budget that is equal; for equal seconds the
+variants are measured and trained in turns. `seeds` is how many (1), or which: 0,2. `also='image_size=48
+mask_ratio=0'` adds a variant by hand, any number of times. `metric` is what the table is ordered by
+(zero_shot/top1), `chance` what a guess gets, `title` the picture's. `baseline=mask_ratio=0.0` names the
+variant that the others are compared with: when did each reach what that one has at its end. The same
+command again goes on where it was stopped; with other values it adds to what the folder has, and the
+table shows all of it. Several processes may work in one folder.
 """
 
 import pathlib
@@ -34,7 +36,7 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 METRIC = "zero_shot/top1"
-OWN = ("seconds", "samples", "flops", "seeds", "metric", "chance", "title")
+OWN = ("seconds", "samples", "flops", "seeds", "metric", "chance", "title", "baseline")
 
 
 def main(arguments):
@@ -44,7 +46,7 @@ def main(arguments):
         if len(arguments) < 2:
             raise ConfigurationError(f"Expected a recipe. Usage: {__doc__}")
         name, *words = arguments[1:]
-        from flipkit import study  # imports Keras, which a mistake above need not wait for
+        from flipkit import ranking, study  # imports Keras, which a mistake above need not wait for
 
         also = [w.removeprefix("also=") for w in words if w.startswith("also=")]
         settings = split_settings(w for w in words if not w.startswith("also="))
@@ -73,17 +75,24 @@ def main(arguments):
             chosen, seeds, lambda line: console.print(escape(line), highlight=False)
         )
         if results := made.results():
-            rows = study.ranked(results, metric)
+            rows = ranking.ranked(results, metric)
+            baseline = ranking.find(rows, own["baseline"]) if "baseline" in own else None
+            leads = ranking.leads(rows, baseline, metric, budget) if baseline else []
             equal = f"{budget} {amount:,.0f}" if budget != "flops" else f"{amount:.3g} FLOPs"
             console.print(table(rows, metric, f"{name}, equal {equal}"))
-            console.print(starts(study.unequal_starts(results)), highlight=False)
+            if leads:
+                console.print(leads_table(leads, baseline, metric))
+            for line in remarks(results, rows, budget):
+                console.print(line, highlight=False, soft_wrap=True)
             title = own.get("title", f"{metric} of {name}, equal {equal}")
             chance = parse(own["chance"]) if "chance" in own else None
-            picture = report.draw_study(
-                rows, metric, budget, workdir / "comparison.png", title=title, chance=chance
+            written = [
+                workdir / "results.jsonl",
+                *draw(made, rows, metric, title, chance, baseline, leads),
+            ]
+            console.print(
+                f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True
             )
-            told = [workdir / "results.jsonl", *([picture] if picture else [])]
-            console.print(f"Written: {', '.join(map(str, told))}", highlight=False, soft_wrap=True)
         for failure in failures:
             print(f"flipkit: {failure}", file=sys.stderr)
         return 1 if failures else 0
@@ -105,37 +114,118 @@ def _budget(own):
     return told[0], amount
 
 
+def draw(made, rows, metric, title, chance, baseline, leads) -> list[pathlib.Path]:
+    """Draws the study's curves, and a sheet of its models' answers; returns what was written."""
+    from flipkit import answers, datasets, pictures, study
+
+    found = [
+        pictures.draw_study(
+            rows,
+            metric,
+            made.budget,
+            made.folder / "comparison.png",
+            title=title,
+            chance=chance,
+            baseline=baseline,
+            leads=leads,
+        )
+    ]
+    asked = answers.zero_shot(made.sized(rows[0].variant, study.PROBE_PAIRS).evaluators)
+    if asked is not None:
+        seed = rows[0].results[0].seed
+        folders = {row.variant.label: made.runs(row.variant) / f"seed={seed}" for row in rows}
+        found.append(
+            pictures.draw_answers(
+                {label: answers.read(folder) for label, folder in folders.items()},
+                datasets.get(asked.data),
+                made.folder / "answers.png",
+                title=f"Test pictures, and what the models of seed {seed} call them",
+            )
+        )
+    return [path for path in found if path]
+
+
 def table(rows, metric, title) -> Table:
     """The variants from the best down: the metric over seeds, what it cost, what it can't be told from."""
     phased = any(row.before is not None for row in rows)
-    columns = [metric, "seeds", "not told apart from", "image tokens", "pairs", "FLOPs", "seconds"]
+    columns = [metric, "seeds", "same as", "tokens", "pairs", "FLOPs", "seconds"]
     if phased:
-        columns.insert(1, "before the last phase")
-    result = Table("", "", *columns, title=title)
+        columns.insert(1, "before last phase")
+    result = Table("", "variant", *columns, title=title)
     for column in result.columns[2:]:
         column.justify = "right"
     for place, row in enumerate(rows, 1):
         spread = "" if row.spread is None else f" ± {report.shown(metric, row.spread)}"
+        reached = "diverged" if row.mean is None else report.shown(metric, row.mean) + spread
         before = "" if row.before is None else report.shown(metric, row.before)
         first = row.results[0]
         seconds = sum(r.seconds for r in row.results) / len(row.results)
         result.add_row(
             str(place),
             escape(row.variant.label),
-            f"{report.shown(metric, row.mean)}{spread}",
+            reached,
             *([before] if phased else ()),
-            str(len(row.values)),
-            "too few seeds" if row.like is None else ranges(row.like) or "none: alone",
+            str(len(row.results)),
+            "?" if row.like is None else ranges(row.like) or "none",
             "" if first.image_tokens is None else str(first.image_tokens),
             f"{first.pairs:,}",
             f"{first.flops:.3g}",
-            f"{seconds:,.0f}",
+            f"{seconds:,.1f}",
         )
     result.caption = (
-        "± is the standard deviation over seeds. Rows whose difference does not exceed the spread (Tukey's "
-        "test, 95 % for all pairs together) are not told apart. FLOPs are those of training, counted."
+        '± is the standard deviation over seeds. "same as": the rows that can\'t be told apart from this '
+        "one (Tukey's test, 95 % for all pairs together; ? with fewer than two seeds). tokens: of a "
+        "picture, in the first phase. FLOPs: of training, counted. seconds: of training, measured."
     )
     return result
+
+
+def leads_table(leads, baseline, metric) -> Table:
+    """When each variant had what the baseline has at its end."""
+    result = Table("variant", "sooner", "seconds", "pairs", "FLOPs")
+    result.title = (
+        f"Until {report.shown(metric, baseline.mean)}, where {escape(baseline.variant.label)} ends"
+    )
+    for column in result.columns[1:]:
+        column.justify = "right"
+    for lead in leads:
+        if lead.spent is None:
+            result.add_row(escape(lead.variant.label), "never", "", "", "")
+            continue
+        result.add_row(
+            escape(lead.variant.label),
+            f"{lead.sooner:.2f}x",
+            f"{lead.spent['seconds']:,.1f}",
+            f"{lead.spent['samples']:,.0f}",
+            f"{lead.spent['flops']:.3g}",
+        )
+    last = baseline.curve("seconds", metric)[-1][0], baseline.curve("samples", metric)[-1][0]
+    flops = baseline.curve("flops", metric)[-1][0]
+    label = escape(baseline.variant.label)
+    result.add_row(label, "", f"{last[0]:,.1f}", f"{last[1]:,.0f}", f"{flops:.3g}")
+    return result
+
+
+def remarks(results, rows, budget):
+    """What a reader of the table has to know, a line each."""
+    from flipkit import ranking
+    from flipkit.study import TOLERANCE
+
+    yield starts(ranking.unequal_starts(results))
+    for row in rows:
+        if row.diverged:
+            yield (
+                f"{escape(row.variant.label)}: {row.diverged} of {len(row.results)} runs DIVERGED (numbers "
+                "that are not finite). It is ranked last, and its means leave them out."
+            )
+    if budget == "seconds":
+        uneven = ranking.unequal_seconds(results, TOLERANCE)
+        told = ", ".join(f"seed {seed} by {ratio - 1:.0%}" for seed, ratio in uneven.items())
+        yield (
+            f"Seconds of training differ by more than {TOLERANCE:.0%}: {told}."
+            if uneven
+            else f"Seconds of training of each seed are equal to {TOLERANCE:.0%}: yes."
+        )
 
 
 def ranges(places) -> str:

@@ -4,22 +4,24 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import pathlib
 import re
-import time
+import shutil
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax  # forgets the programs of a run that is over, for which Keras has no word
-import numpy as np
-from scipy import stats
 
-from flipkit import journal, planning, recipe, report
+from flipkit import answers, journal, planning, progress, recipe, report, turns
 from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest
 from flipkit.settings import parse
 
 BUDGETS = ("seconds", "samples", "flops")
 PROBE_PAIRS = 1_000_000  # any length: neither throughput nor FLOPs per pair depend on it
-CONFIDENCE = 0.95  # that no two variants are told apart by chance, in the whole study
+TOLERANCE = (
+    0.05  # runs for equal seconds of which one takes so much more than another are trained again
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Result:
         seconds: of training, without evaluations and compilation.
         initial_weights: their digest.
         evaluations: one dict for each time it was evaluated, such as the end of a phase: the `phase` it
-            was in, the `samples`, `seconds` and `flops` spent until then, and the metrics.
+            was in, the `samples`, `seconds` and `flops` spent until then, the training `loss` and the
+            metrics; None stands for a number that is not finite.
         versions: of flipkit, Keras, JAX and the plugins.
     """
 
@@ -74,6 +77,13 @@ class Result:
     def variant(self) -> Variant:
         """What it is a run of."""
         return Variant(tuple(self.settings.items()))
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a number of the last evaluation, or a vector that it judged, was not finite."""
+        final = self.evaluations[-1] if self.evaluations else {}
+        bad = (n for n, v in final.items() if n.endswith("/non_finite") and v)
+        return None in final.values() or any(bad)
 
     def value(self, metric: str) -> float:
         """The metric at the end of training."""
@@ -149,67 +159,111 @@ class Study:
     def run(self, chosen: list[Variant], seeds, say: Callable[[str], None]) -> list[str]:
         """Trains what isn't finished, seed by seed, so that every variant has a result early.
 
+        For equal seconds the variants of a seed take turns, a window of steps each, so that a machine
+        that changes its speed changes it for all. They are in memory together.
+
         Returns:
             What went wrong, a line for each run that couldn't be made or trained.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (path := self.folder / "study.json").exists():
             journal.write_text(path, json.dumps(self._record(), indent=1) + "\n")
-        failures = []
-        wanted = [(variant, seed) for seed in seeds for variant in chosen]
-        for number, (variant, seed) in enumerate(wanted, 1):
-            place = f"[{number}/{len(wanted)}] {variant.label}, seed {seed}"
-            if self._finished(variant, seed):
-                say(f"{place}: finished before.")
-                continue
-            with self._claim(variant, seed) as mine:
-                if not mine:
-                    say(f"{place}: another process trains it.")
-                    continue
-                try:
-                    self._train(variant, seed, place, say)
-                except FlipkitError as problem:
-                    failures.append(f"{variant.label}, seed {seed}: {problem}")
-                    say(f"{place}: failed. {problem}")
+        failures: list[str] = []
+        for seed in seeds:
+            groups = [chosen] if self.budget == "seconds" else [[variant] for variant in chosen]
+            for group in groups:
+                with contextlib.ExitStack() as claims:
+                    mine = []
+                    for variant in group:
+                        place = f"{variant.label}, seed {seed}"
+                        if self._finished(variant, seed):
+                            say(f"{place}: finished before.")
+                        elif not claims.enter_context(self._claim(variant, seed)):
+                            say(f"{place}: another process trains it.")
+                        else:
+                            mine.append(variant)
+                    failures += self._train(mine, seed, say)
         return failures
 
     def _finished(self, variant, seed):
         return any(r.variant == variant and r.seed == seed for r in self.results())
 
-    def _train(self, variant, seed, place, say):
-        folder = self.folder / "runs" / variant.folder / f"seed={seed}"
-        run = self.sized(variant, self._pairs(variant, folder.parent))
-        run = run.with_override("seed", seed)
-        plan = planning.plan(run)
-        tokens = plan["phases"][0]["tokens"]["image"]
-        say(
-            f"{place}: {sum(p.samples for p in run.phases):,} pairs of {tokens or 'all'} image tokens, "
-            f"{plan['flops']:.3g} FLOPs"
-        )
-        began = time.perf_counter()
-        try:
-            run.start(folder, recipe=self.name)
-        finally:
-            jax.clear_caches()
+    def _train(self, group, seed, say) -> list[str]:
+        """Trains the variants of `group` in turns, and writes their results; returns what went wrong."""
+        failures = self._size(group, say)
+        group = [variant for variant in group if variant not in failures]
+        found = self._train_once(group, seed, say)
+        off = uneven({v: r.seconds for v, r in found.items() if isinstance(r, Result)})
+        if self.budget == "seconds" and off:
+            spent = ", ".join(f"{v.label} took {found[v].seconds:,.0f} s" for v in off)
+            say(f"Seed {seed}: {spent}. They differ by more than {TOLERANCE:.0%}: training again.")
+            for variant, factor in off.items():
+                self._keep_pairs(variant, int(found[variant].pairs * factor))
+            for variant in group:
+                shutil.rmtree(self.runs(variant) / f"seed={seed}", ignore_errors=True)
+            found = self._train_once(group, seed, say)
+        for variant, result in found.items():
+            if not isinstance(result, Result):
+                failures[variant] = result
+                continue
+            with (self.folder / "results.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(result), allow_nan=False) + "\n")
+        lines = [f"{v.label}, seed {seed}: {problem}" for v, problem in failures.items()]
+        for line in lines:
+            say(f"Failed: {line}")
+        return lines
+
+    def _train_once(self, group, seed, say) -> dict[Variant, Any]:
+        """{variant: its Result, or the FlipkitError that ended it}, all trained in turns."""
+        runs = {v: self.sized(v, self._pairs(v)).with_override("seed", seed) for v in group}
+        plans = {variant: planning.plan(run) for variant, run in runs.items()}
+        for variant, plan in plans.items():
+            tokens = plan["phases"][0]["tokens"]["image"]
+            pairs = sum(phase.samples for phase in runs[variant].phases)
+            say(
+                f"{variant.label}, seed {seed}: {pairs:,} pairs of {tokens or 'all'} image tokens, "
+                f"{plan['flops']:.3g} FLOPs"
+            )
+
+        def task(variant, bar):
+            def train(pause):
+                def paused(step):
+                    bar(step)
+                    pause(step / runs[variant].steps)
+
+                folder = self.runs(variant) / f"seed={seed}"
+                model = runs[variant].start(folder, recipe=self.name, pause=paused)
+                answers.write(model, runs[variant].evaluators, folder)
+                return self._result(variant, seed, runs[variant], plans[variant], folder)
+
+            return train
+
+        with progress.bars({v.label: run.steps for v, run in runs.items()}) as bars:
+            tasks = [task(variant, bars[variant.label]) for variant in group]
+            try:
+                results = turns.in_turns(tasks)
+            finally:
+                jax.clear_caches()
+        found = dict(zip(group, results, strict=True))
+        for variant, result in found.items():
+            if isinstance(result, BaseException) and not isinstance(result, FlipkitError):
+                raise result
+            if isinstance(result, Result):
+                say(f"{variant.label}, seed {seed}: {told(result)}")
+        return found
+
+    def _result(self, variant, seed, run, plan, folder) -> Result:
         rows = journal.read_metrics(folder)
-        result = Result(
+        return Result(
             settings=dict(variant.settings),
             seed=seed,
             pairs=rows[-1]["samples"],
-            image_tokens=tokens,
+            image_tokens=plan["phases"][0]["tokens"]["image"],
             flops=float(plan["flops"]),
             seconds=rows[-1]["seconds"],
             initial_weights=json.loads((folder / "start.json").read_text())["initial_weights"],
             evaluations=[_evaluation(row, plan) for row in rows if report.evaluations(row)],
             versions=_versions(run),
-        )
-        with (self.folder / "results.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(result)) + "\n")
-        took = time.perf_counter() - began
-        final = report.evaluations(result.evaluations[-1]) if result.evaluations else {}
-        told = ", ".join(f"{n} {report.shown(n, v)}" for n, v in list(final.items())[:3])
-        say(
-            f"{place}: {told or 'no evaluation'}; {result.seconds:,.0f} s of {took:,.0f} in training."
         )
 
     def sized(self, variant: Variant, pairs: int):
@@ -227,31 +281,72 @@ class Study:
         longer += [f"phases.{i}.schedule.warmup" for i in range(len(run.phases))]
         return run.with_overrides({p: int(known[p] * factor) for p in longer if p in known})
 
-    def _pairs(self, variant, folder) -> int:
-        """How many the budget allows; measured once and then kept, so that all seeds have as many."""
-        kept = folder / "pairs.json"
+    def runs(self, variant: Variant) -> pathlib.Path:
+        """The folder of a variant's workdirs."""
+        return self.folder / "runs" / variant.folder
+
+    def _pairs(self, variant) -> int | None:
+        """How many a variant's runs train on: counted or measured once and then kept, so that all
+        seeds have as many. None if nobody has yet.
+        """
+        kept = self.runs(variant) / "pairs.json"
         if kept.exists():
             return json.loads(kept.read_text())["pairs"]
-        others = [result.pairs for result in self.results() if result.variant == variant]
-        if others:
-            return others[0]
-        run = self.sized(variant, PROBE_PAIRS)
-        if self.budget == "samples":
-            pairs = self.amount
-        elif self.budget == "seconds":
-            pairs = self.amount * run.throughput()
-        else:
-            samples = sum(phase.samples for phase in run.phases)
-            pairs = self.amount * samples / planning.plan(run)["flops"]
-        folder.mkdir(parents=True, exist_ok=True)
-        if not kept.exists():  # another process may have measured it meanwhile
-            journal.write_text(kept, json.dumps({"pairs": int(pairs)}) + "\n")
-        return json.loads(kept.read_text())["pairs"]
+        return next((r.pairs for r in self.results() if r.variant == variant), None)
+
+    def _keep_pairs(self, variant, pairs):
+        self.runs(variant).mkdir(parents=True, exist_ok=True)
+        journal.write_text(self.runs(variant) / "pairs.json", json.dumps({"pairs": pairs}) + "\n")
+
+    def _size(self, group, say) -> dict[Variant, FlipkitError]:
+        """Sees to it that every variant of `group` has its pairs; returns those that can't be made.
+
+        Seconds are measured in turns. A variant that is added to a study is measured beside one that
+        is in it and gets the pairs that this one would have needed as long for.
+        """
+        failures: dict[Variant, FlipkitError] = {}
+        runs = {}
+        for variant in group:
+            try:
+                run = self.sized(variant, self._pairs(variant) or PROBE_PAIRS)
+            except FlipkitError as problem:
+                failures[variant] = problem
+                continue
+            if self._pairs(variant) is not None:
+                continue
+            if self.budget == "samples":
+                self._keep_pairs(variant, int(self.amount))
+            elif self.budget == "flops":
+                samples = sum(phase.samples for phase in run.phases)
+                self._keep_pairs(variant, int(self.amount * samples / planning.plan(run)["flops"]))
+            else:
+                runs[variant] = run
+        if runs:
+            known = next((r.variant for r in self.results()), None)
+            if known is not None:
+                runs[known] = self.sized(known, self._pairs(known))
+            say(f"Measuring {len(runs)} speeds, in turns.")
+            tasks = [lambda pause, run=run: run.throughput(pause=pause) for run in runs.values()]
+            rates = dict(zip(runs, turns.in_turns(tasks), strict=True))
+            jax.clear_caches()
+            for variant, rate in rates.items():
+                if isinstance(rate, FlipkitError):
+                    failures[variant] = rate
+                elif isinstance(rate, BaseException):
+                    raise rate
+            seconds = self.amount
+            if known is not None and known not in failures:
+                seconds = self._pairs(known) / rates[known]
+            for variant in runs:
+                if variant not in failures and variant != known:
+                    self._keep_pairs(variant, int(seconds * rates[variant]))
+            failures.pop(known, None)
+        return failures
 
     @contextlib.contextmanager
     def _claim(self, variant, seed) -> Iterator[bool]:
         """Whether this process may train a run: no other does. Free again when the process ends."""
-        path = self.folder / "runs" / variant.folder / f"seed={seed}.lock"
+        path = self.runs(variant) / f"seed={seed}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             import fcntl
@@ -268,104 +363,39 @@ class Study:
             yield not self._finished(variant, seed)
 
 
+def told(result: Result) -> str:
+    """A finished run in one line."""
+    final = report.evaluations(result.evaluations[-1]) if result.evaluations else {}
+    found = [f"{n} {report.shown(n, v)}" for n, v in list(final.items())[:3] if v is not None]
+    line = f"{', '.join(found) or 'no evaluation'}; {result.seconds:,.1f} s of training."
+    return f"DIVERGED. {line}" if result.diverged else line
+
+
+def uneven(seconds: dict[Variant, float]) -> dict[Variant, float]:
+    """{variant: what its pairs are to be multiplied with, so that all take the mean}.
+
+    Empty if the longest run took at most TOLERANCE more than the shortest.
+    """
+    if not seconds or max(seconds.values()) <= min(seconds.values()) * (1 + TOLERANCE):
+        return {}
+    mean = sum(seconds.values()) / len(seconds)
+    return {variant: mean / spent for variant, spent in seconds.items()}
+
+
 def _evaluation(row, plan):
     flops, left = 0.0, row["samples"]
     for phase in plan["phases"]:
         done = min(left, phase["samples"])
         flops += phase["flops"] * done / phase["samples"]
         left -= done
-    spent = {name: row[name] for name in ("phase", "samples", "seconds")} | {"flops": flops}
-    return spent | report.evaluations(row)
+    spent = {name: row[name] for name in ("phase", "samples", "seconds", "loss")}
+    found = spent | {"flops": flops} | report.evaluations(row)
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def _versions(run):
     record = run.record()
     return {**record["versions"], **record["plugins"]}
-
-
-# What came out ----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A variant of a finished study, over its seeds.
-
-    Attributes:
-        results: its runs.
-        values: the metric of each.
-        before: its mean before the last phase, None where there is only one phase.
-        like: the places, from 1, of the rows that it can't be told apart from, itself left out;
-            None where there are too few seeds to tell.
-    """
-
-    variant: Variant
-    results: list[Result]
-    values: list[float]
-    before: float | None
-    like: list[int] | None
-
-    @property
-    def mean(self) -> float:
-        """Over seeds."""
-        return float(np.mean(self.values))
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over seeds (n - 1); None of one."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
-
-    def curve(self, over: str, metric: str) -> list[list[float]]:
-        """[what was spent, the metric] at each evaluation, means over seeds.
-
-        Args:
-            over: "seconds", "samples" or "flops".
-        """
-        runs = ([(e[over], e[metric]) for e in result.evaluations] for result in self.results)
-        return [np.mean(points, axis=0).tolist() for points in zip(*runs, strict=False)]
-
-
-def ranked(results: list[Result], metric: str) -> list[Row]:
-    """The variants from the best down, and which of them can't be told apart.
-
-    Two are told apart where Tukey's test (with Kramer's correction where they have different numbers of
-    seeds) says so at CONFIDENCE for all pairs together: of many pairs, some are far apart by chance.
-    """
-    groups: dict[Variant, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result.variant, []).append(result)
-    values = {variant: [r.value(metric) for r in group] for variant, group in groups.items()}
-    order = sorted(groups, key=lambda variant: -float(np.mean(values[variant])))
-    apart = told_apart([values[variant] for variant in order])
-    rows = []
-    for i, variant in enumerate(order):
-        found = (result.before_last_phase(metric) for result in groups[variant])
-        earlier = [value for value in found if value is not None]
-        before = float(np.mean(earlier)) if earlier else None
-        others = (j for j in range(len(order)) if j != i)
-        like = None if apart is None else [j + 1 for j in others if not apart[i, j]]
-        rows.append(Row(variant, groups[variant], values[variant], before, like))
-    return rows
-
-
-def told_apart(groups: list[list[float]]) -> np.ndarray | None:
-    """Bool (groups, groups): whose means differ by more than their spread; None where none can be told.
-
-    Every group needs two values, and there have to be two groups.
-    """
-    if len(groups) < 2 or min(map(len, groups)) < 2:
-        return None
-    if all(np.ptp(group) == 0 for group in groups):  # no spread: whatever differs differs
-        means = np.array([group[0] for group in groups])
-        return means[:, None] != means
-    return stats.tukey_hsd(*groups).pvalue < 1 - CONFIDENCE
-
-
-def unequal_starts(results: list[Result]) -> dict[int, list[str]]:
-    """{seed: digests} of the seeds whose runs began with different weights, where there are any."""
-    starts: dict[int, set[str]] = {}
-    for result in results:
-        starts.setdefault(result.seed, set()).add(result.initial_weights)
-    return {seed: sorted(digests) for seed, digests in starts.items() if len(digests) > 1}
 
 
 def check_metric(run, metric: str):

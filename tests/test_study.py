@@ -1,18 +1,15 @@
 """Studies: what is trained, under which budget, what isn't trained again, and what the table may say."""
 
-import io
 import json
 import os
-import pathlib
+import types
 
-import numpy as np
 import pytest
 from absl import flags
-from rich.console import Console
 
-from flipkit import compare, planning, study
-from flipkit.errors import ConfigurationError, UnknownName
-from flipkit.study import Result, Study, Variant
+from flipkit import answers, callbacks, compare, planning, ranking, study
+from flipkit.errors import ConfigurationError
+from flipkit.study import Study, Variant
 
 RECIPE = '''"""A tiny run, for tests."""
 
@@ -37,6 +34,11 @@ def recipe(pairs=32, mask_ratio=0.5, dim=16, tuning=0.5):
         log_every=2,
     )
 '''
+
+
+LAST_PHASE = """\
+            flipkit.Phase(pairs - masked, 8, flipkit.WarmupCosine(1e-4), mask_ratio=0.0),
+"""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_every_variant_is_trained_from_every_seed_and_begins_alike(trained):
     assert [(r.settings, r.seed) for r in results] == [
         ({"mask_ratio": ratio}, seed) for ratio in ("0", "0.5") for seed in (0, 1)
     ]
-    assert not study.unequal_starts(results)
+    assert not ranking.unequal_starts(results)
     assert len({r.initial_weights for r in results}) == 2  # a seed each
     assert {r.pairs for r in results} == {32}
     assert [r.image_tokens for r in results] == [17, 17, 9, 9]
@@ -128,9 +130,12 @@ def test_one_variant_that_cannot_be_trained_does_not_stop_the_others(
     recipe_file, tmp_path, monkeypatch
 ):
     trained = []
-    monkeypatch.setattr(
-        Study, "_train", lambda self, v, seed, *_: trained.append(self.sized(v, 32))
-    )
+
+    def once(self, group, seed, say):
+        trained.extend(self.sized(variant, 32) for variant in group)
+        return {}
+
+    monkeypatch.setattr(Study, "_train_once", once)
     made = Study(tmp_path, recipe_file, {}, "samples", 32)
     chosen = study.variants({"dim": ["18", "16"]})  # two heads of 9: no sine-cosine positions
     (failure,) = made.run(chosen, [0], lambda line: None)
@@ -138,18 +143,22 @@ def test_one_variant_that_cannot_be_trained_does_not_stop_the_others(
     assert len(trained) == 1
 
 
-@pytest.mark.parametrize(("budget", "amount"), [("samples", 4_000), ("flops", 2e9), ("seconds", 3)])
+@pytest.mark.parametrize(
+    ("budget", "amount"), [("samples", 4_000), ("flops", 2e9), ("seconds", 30)]
+)
 def test_a_budget_is_what_all_variants_spend(recipe_file, tmp_path, budget, amount, monkeypatch):
     rates = {0.0: 100.0, 0.5: 200.0}
     monkeypatch.setattr(
         study.recipe.make(study.recipe.load(recipe_file), {}).__class__,
         "throughput",
-        lambda run: rates[run.model.mask_ratio],
+        lambda run, pause: rates[run.model.mask_ratio],
     )
     made = Study(tmp_path, recipe_file, {}, budget, amount)
+    chosen = study.variants({"mask_ratio": ["0", "0.5"]})
+    assert made._size(chosen, lambda line: None) == {}
     spent = []
-    for variant in study.variants({"mask_ratio": ["0", "0.5"]}):
-        pairs = made._pairs(variant, tmp_path / variant.folder)
+    for variant in chosen:
+        pairs = made._pairs(variant)
         run = made.sized(variant, pairs)
         spent.append(
             {
@@ -159,6 +168,88 @@ def test_a_budget_is_what_all_variants_spend(recipe_file, tmp_path, budget, amou
             }[budget]
         )
     assert spent == pytest.approx([amount, amount], rel=0.02)  # whole batches
+
+
+def test_what_is_added_to_equal_seconds_is_measured_beside_what_is_there(
+    recipe_file, tmp_path, monkeypatch
+):
+    """The machine is half as fast as it was: the new variant gets what it would have had then."""
+    rates = {0.0: 50.0, 0.5: 100.0}
+    run = study.recipe.make(study.recipe.load(recipe_file), {})
+    monkeypatch.setattr(type(run), "throughput", lambda run, pause: rates[run.model.mask_ratio])
+    made = Study(tmp_path, recipe_file, {}, "seconds", 30)
+    [old, new] = study.variants({"mask_ratio": ["0", "0.5"]})
+    line = {"settings": dict(old.settings), "seed": 0, "pairs": 3_000, "image_tokens": 17}
+    line |= {"flops": 1.0, "seconds": 30.0, "initial_weights": "a", "evaluations": []}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line | {"versions": {}}) + "\n")
+    assert made._size([new], lambda line: None) == {}
+    assert made._pairs(new) == 6_000
+    assert made._pairs(old) == 3_000
+
+
+class Clock:
+    """Time in which a step takes 1 s with a mask and 2 s without, and three times that after `change`."""
+
+    def __init__(self, change):
+        self.now, self.change = 0.0, change
+
+    def step(self, model):
+        cost = 1.0 if model.mask_ratio else 2.0
+        self.now += 3 * cost if self.now > self.change else cost
+
+
+def test_a_machine_that_changes_its_speed_in_mid_run_decides_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "one_phase.py"
+    path.write_text(RECIPE.replace(LAST_PHASE, "").replace("int(pairs * tuning)", "0"))
+    clock = Clock(change=150.0)
+    ended = callbacks.Throughput.on_train_batch_end
+
+    def on_train_batch_end(self, batch, logs=None):
+        clock.step(self.model)
+        ended(self, batch, logs)
+
+    monkeypatch.setattr(callbacks.Throughput, "on_train_batch_end", on_train_batch_end)
+    monkeypatch.setattr(callbacks, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    made = Study(tmp_path / "study", str(path), {}, "seconds", 60)
+    said = []
+    assert made.run(study.variants({"mask_ratio": ["0", "0.5"]}), [0], said.append) == []
+    whole, masked = made.results()
+    assert (whole.pairs, masked.pairs) == (240, 480)  # in 60 s each at the speed they began with
+    assert clock.now > 250  # the machine was slow for most of it
+    assert max(whole.seconds, masked.seconds) <= 1.05 * min(whole.seconds, masked.seconds)
+    assert whole.seconds > 90  # what is told is what was spent
+    assert not any("training again" in line for line in said)
+    found = answers.read(made.runs(masked.variant) / "seed=0")
+    assert len(found) == answers.PICTURES
+    assert {"index", "truth", "answer"} == set(found[0])
+
+
+def test_runs_that_took_other_times_are_trained_again_with_other_numbers_of_pairs(
+    recipe_file, tmp_path, monkeypatch
+):
+    made = Study(tmp_path, recipe_file, {}, "seconds", 60)
+    chosen = study.variants({"mask_ratio": ["0", "0.5"]})
+    pairs_per_second = {"0": 10.0, "0.5": 24.0}
+
+    def once(self, group, seed, say):
+        found = {}
+        for variant in group:
+            [(_, ratio)] = variant.settings
+            pairs = self._pairs(variant)
+            seconds = pairs / pairs_per_second[ratio]
+            found[variant] = study.Result(
+                dict(variant.settings), seed, pairs, 9, 1.0, seconds, "a", [], {}
+            )
+        return found
+
+    monkeypatch.setattr(Study, "_train_once", once)
+    for variant, guess in zip(chosen, (600, 1_200), strict=True):  # 60 and 50 s
+        made._keep_pairs(variant, guess)
+    said = []
+    assert made.run(chosen, [0], said.append) == []
+    assert [r.seconds for r in made.results()] == [55.0, 55.0]
+    assert "training again" in " ".join(said)
+    assert study.uneven({chosen[0]: 100.0, chosen[1]: 104.9}) == {}
 
 
 def test_a_recipe_without_pairs_gets_its_phases_longer(tmp_path):
@@ -171,86 +262,6 @@ def test_a_recipe_without_pairs_gets_its_phases_longer(tmp_path):
     run = Study(tmp_path, str(path), {}, "samples", 320).sized(Variant(()), 320)
     assert [phase.pairs for phase in run.phases] == [160, 160]
     assert run.phases[0].schedule.warmup == 40
-
-
-# What may be said ---------------------------------------------------------------------------------
-
-
-def result(label, seed, value, start="a", earlier=()):
-    """A finished run, evaluated at the end of its last phase and, if told, of those before."""
-    found = [{"phase": i, "zero_shot/top1": v} for i, v in enumerate([*earlier, value])]
-    return Result({"masker": label}, seed, 8, 4, 1e9, 2.0, start, found, {})
-
-
-def test_what_differs_by_less_than_its_spread_is_not_told_apart():
-    rng = np.random.default_rng(0)
-    close = [("far", 0.5), ("near", 0.201), ("nearer", 0.2)]
-    rows = study.ranked(
-        [result(label, s, mean + 0.01 * rng.normal()) for label, mean in close for s in range(3)],
-        "zero_shot/top1",
-    )
-    assert rows[0].variant.label == "masker=far"
-    assert [row.like for row in rows] == [[], [3], [2]]
-    assert rows[0].mean == pytest.approx(0.5, abs=0.02)
-
-
-def test_many_variants_of_pure_chance_are_seldom_told_apart():
-    """Single t-tests of 45 pairs would find a difference in most such studies."""
-    found = 0
-    for trial in range(20):
-        draws = np.random.default_rng(trial).normal(size=(10, 3))
-        found += bool(study.told_apart(draws.tolist()).any())
-    assert found <= 4  # 1 is expected, more than 4 three times in 1,000
-
-
-def test_what_was_reached_before_the_last_phase_is_told():
-    tuned = [result("a", 0, 0.5, earlier=[0.1, 0.3]), result("a", 1, 0.7, earlier=[0.1, 0.4])]
-    rows = study.ranked([*tuned, result("b", 0, 0.2)], "zero_shot/top1")
-    assert [row.before for row in rows] == [pytest.approx(0.35), None]
-    assert "before the last phase" in printed(rows)
-    assert "35.00 %" in printed(rows)
-    assert "before the last phase" not in printed(rows[1:])
-
-
-def printed(rows):
-    console = Console(width=200, file=io.StringIO())
-    console.print(compare.table(rows, "zero_shot/top1", ""))
-    return console.file.getvalue()
-
-
-def test_of_one_seed_nothing_is_told():
-    rows = study.ranked([result("a", 0, 0.1), result("b", 0, 0.9)], "zero_shot/top1")
-    assert [row.like for row in rows] == [None, None]
-    assert rows[0].spread is None
-
-
-def test_runs_that_began_with_other_weights_are_told():
-    assert study.unequal_starts([result("a", 0, 0.1, "x"), result("b", 0, 0.1, "y")]) == {
-        0: ["x", "y"]
-    }
-    assert study.unequal_starts([result("a", 0, 0.1, "x"), result("b", 1, 0.1, "y")]) == {}
-
-
-def test_a_metric_that_nothing_has_is_answered_with_the_nearest():
-    with pytest.raises(UnknownName, match="Did you mean 'zero_shot/top1'"):
-        study.ranked([result("a", 0, 0.1)], "zero_shot/top5")
-
-
-@pytest.mark.parametrize(
-    ("name", "metric", "digits"),
-    [("maskers", "zero_shot/top1", 2), ("emoji", "zero_shot/train/top1", 1)],
-)
-def test_the_tables_of_the_page_are_what_their_studies_found(name, metric, digits):
-    docs = pathlib.Path(__file__).parents[1] / "docs"
-    record = json.loads((docs / "studies" / name / "study.json").read_text())
-    flops, fixed = record["flops"], record["fixed"]
-    results = Study(docs / "studies" / name, record["recipe"], fixed, "flops", flops).results()
-    lines = (docs / "maskers.md").read_text(encoding="utf-8").replace("*", "").splitlines()
-    for row in study.ranked(results, metric):
-        assert len(row.values) == 3
-        reached = f"| {100 * row.mean:.{digits}f} ± {100 * row.spread:.{digits}f} |"
-        spent = f"| {row.results[0].image_tokens} | {row.results[0].pairs:,} |"
-        assert any(reached in line and spent in line for line in lines), row.variant.label
 
 
 # The command's words ------------------------------------------------------------------------------

@@ -1,0 +1,166 @@
+"""Named characters: letters, signs and symbols of fonts, and their Unicode names, without a network."""
+
+import functools
+import pathlib
+import random
+import unicodedata
+
+import numpy as np
+
+from flipkit.datasets.dataset import Dataset
+from flipkit.errors import ConfigurationError, nearest
+from flipkit.registry import register
+
+# The DejaVu fonts (a free licence) that matplotlib ships: the test family is never trained on.
+FACES = {
+    "train": [
+        f"DejaVuSans{width}{style}"
+        for width in ("", "Mono")
+        for style in ("", "-Bold", "-Oblique", "-BoldOblique")
+    ],
+    "test": ["DejaVuSerif", "DejaVuSerif-Bold"],
+}
+REFERENCE = "DejaVuSans"  # in which no two characters may look alike
+CATEGORIES = "LNPS"  # letters, numbers, punctuation, symbols
+HEIGHTS = (0.5, 0.95)  # of the font, as a share of the picture's height
+DARK, LIGHT = (0, 110), (145, 255)  # channels of ink and ground, one each, in any order
+
+
+@register
+class NamedCharacters(Dataset):
+    """Drawings of characters, any colours, place and size, captioned with their Unicode names.
+
+    `LATIN SMALL LETTER A`, `BLACK CHESS KNIGHT`, `GREEK CAPITAL LETTER OMEGA`: real drawings with real
+    names. The split "test" has the same characters in a family of fonts that "train" never shows. A
+    sample is a pure function of (split, index), and of the versions of Pillow and matplotlib, whose
+    fonts it draws with (`pip install 'flipkit[plot]'`).
+
+    Args:
+        split: "train", eight faces of DejaVu Sans and Sans Mono, or "test", two of DejaVu Serif.
+        size: pictures; None is 8 of each character and face in "train", one of each in "test".
+        characters: how many, evenly chosen from those that the fonts have, that are no composition of
+            others and that no other looks like; None takes all, about 1,400.
+        image_size: pixels per side.
+    """
+
+    def __init__(self, split="train", size=None, characters: int | None = 500, image_size=64):
+        if split not in FACES:
+            raise ConfigurationError(f"Unknown split: {split!r}. {nearest(split, FACES)}")
+        for name, value in (("size", size), ("characters", characters), ("image_size", image_size)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigurationError(
+                    f"Expected a whole number of at least 1. Received: {name}={value!r}"
+                )
+        self.split, self.size = split, size
+        self.characters, self.image_size = characters, image_size
+
+    def __len__(self):
+        if self.size is not None:
+            return self.size
+        return len(self._chosen) * len(FACES[self.split]) * (8 if self.split == "train" else 1)
+
+    def classnames(self) -> dict:
+        """The characters' names, in the order of the labels."""
+        return {"names": [_named(character) for character in self._chosen]}
+
+    @functools.cached_property
+    def _chosen(self):
+        return _characters(self.characters)
+
+    def __getitem__(self, index):
+        copy, label = self._place(index)
+        character, faces = self._chosen[label], FACES[self.split]
+        face = faces[copy % len(faces)]
+        draw = random.Random(f"{self.split}/{int(index)}")
+        return {
+            "image": _drawn(character, face, self.image_size, draw),
+            "texts": [_named(character)],
+            "label": label,
+            "id": f"named_characters/{self.split}/{face}/U+{ord(character):04X}:{index}",
+        }
+
+    def texts(self, index):
+        """The name of sample `index`, without drawing it."""
+        return [_named(self._chosen[self._place(index)[1]])]
+
+    def _place(self, index):
+        """(copy, label) of a sample: neighbours have different characters."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return divmod(int(index), len(self._chosen))
+
+    @classmethod
+    def example(cls):
+        """A small one, for checks."""
+        return cls(size=32, characters=16, image_size=32)
+
+
+def _named(character):
+    return unicodedata.name(character).lower()
+
+
+def _folder():
+    try:
+        import matplotlib
+    except ImportError as problem:
+        raise ConfigurationError(
+            "named_characters draws with the fonts that matplotlib ships, which is not installed: "
+            "pip install 'flipkit[plot]'"
+        ) from problem
+    return pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+@functools.lru_cache(1024)
+def _face(name, size):
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(_folder() / f"{name}.ttf"), size)
+
+
+@functools.cache
+def _characters(count):
+    """Characters that every face has, none composed of others or drawn like another; `count` of them."""
+    from fontTools.ttLib import TTFont
+    from PIL import Image, ImageDraw
+
+    names = [REFERENCE, *FACES["train"], *FACES["test"]]
+    codes = set.intersection(
+        *(set(TTFont(_folder() / f"{name}.ttf", lazy=True).getBestCmap()) for name in names)
+    )
+    drawings, found = set(), []
+    for character in map(chr, sorted(codes)):
+        plain = unicodedata.normalize("NFKD", character) == character
+        if not plain or not unicodedata.name(character, ""):
+            continue
+        if unicodedata.category(character)[0] not in CATEGORIES:
+            continue
+        canvas = Image.new("L", (80, 80))
+        ImageDraw.Draw(canvas).text((15, 15), character, 255, font=_face(REFERENCE, 40))
+        if (drawing := canvas.tobytes()) not in drawings:
+            drawings.add(drawing)
+            found.append(character)
+    if count is None:
+        return found
+    if count > len(found):
+        raise ConfigurationError(
+            f"The fonts have {len(found):,} such characters. Received: characters={count:,}"
+        )
+    return [found[place * len(found) // count] for place in range(count)]
+
+
+def _drawn(character, face, side, draw):
+    """uint8 (side, side, 3): the character anywhere, dark on light or light on dark."""
+    from PIL import Image, ImageDraw
+
+    least, most = HEIGHTS
+    font = _face(face, int(side * (least + (most - least) * draw.random())))
+    mask = Image.new("L", (side, side))
+    canvas = ImageDraw.Draw(mask)
+    left, top, right, bottom = canvas.textbbox((0, 0), character, font=font)
+    x = (side - (right - left)) * (0.25 + 0.5 * draw.random()) - left
+    y = (side - (bottom - top)) * (0.25 + 0.5 * draw.random()) - top
+    canvas.text((x, y), character, 255, font=font)
+    share = np.asarray(mask, "float32")[..., None] / 255
+    dark, light = ([draw.uniform(*span) for _ in range(3)] for span in (DARK, LIGHT))
+    ink, ground = (dark, light) if draw.random() < 0.5 else (light, dark)
+    return (share * np.array(ink) + (1 - share) * np.array(ground)).astype("uint8")

@@ -1,0 +1,186 @@
+"""What a finished study found: variants from the best down, what exceeds the spread, who leads."""
+
+import dataclasses
+
+import numpy as np
+from scipy import stats
+
+from flipkit.errors import UnknownName, nearest
+from flipkit.study import Result, Variant
+
+CONFIDENCE = 0.95  # that no two variants are told apart by chance, in the whole study
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A variant of a finished study, over its seeds.
+
+    Attributes:
+        results: its runs.
+        values: the metric of each run that did not diverge.
+        before: its mean before the last phase, None where there is only one phase.
+        like: the places, from 1, of the rows that it can't be told apart from, itself left out;
+            None where there are too few seeds to tell.
+        diverged: how many runs ended with numbers that are not finite. Such a variant is ranked
+            behind every other.
+    """
+
+    variant: Variant
+    results: list[Result]
+    values: list[float]
+    before: float | None
+    like: list[int] | None
+    diverged: int = 0
+
+    @property
+    def mean(self) -> float | None:
+        """Over the seeds that did not diverge; None where all did."""
+        return float(np.mean(self.values)) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds (n - 1); None of one."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+    def curve(self, over: str, metric: str) -> list[list[float]]:
+        """[what was spent, the metric] at each evaluation, means over the seeds that did not diverge.
+
+        Args:
+            over: "seconds", "samples" or "flops".
+        """
+        sound = [result for result in self.results if not result.diverged]
+        runs = ([(e[over], e[metric]) for e in result.evaluations] for result in sound)
+        return [np.mean(points, axis=0).tolist() for points in zip(*runs, strict=False)]
+
+    def reaches(self, value: float, over: str, metric: str) -> float | None:
+        """What the mean curve had spent when it first reached `value`, between evaluations on a line.
+
+        None if it never does. A curve begins at nothing spent and a metric of 0.
+        """
+        spent, reached = 0.0, 0.0
+        for next_spent, next_reached in self.curve(over, metric):
+            if next_reached >= value:
+                share = (value - reached) / ((next_reached - reached) or 1.0)
+                return spent + share * (next_spent - spent)
+            spent, reached = next_spent, next_reached
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Lead:
+    """When a variant reached what the baseline had at its end.
+
+    Attributes:
+        variant: who.
+        spent: {"seconds", "samples", "flops"}: its own until then; None where it never got there.
+        sooner: how many times less of the budget that is than what the baseline spent.
+    """
+
+    variant: Variant
+    spent: dict[str, float] | None
+    sooner: float | None
+
+
+def ranked(results: list[Result], metric: str) -> list[Row]:
+    """The variants from the best down, and which of them can't be told apart.
+
+    Two are told apart where Tukey's test (with Kramer's correction where they have different numbers of
+    seeds) says so at CONFIDENCE for all pairs together: of many pairs, some are far apart by chance.
+    A variant of which a run diverged comes after all others and is compared with none.
+    """
+    groups: dict[Variant, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.variant, []).append(result)
+    values = {
+        variant: [r.value(metric) for r in group if not r.diverged]
+        for variant, group in groups.items()
+    }
+    failed = {variant: sum(r.diverged for r in group) for variant, group in groups.items()}
+
+    def place(variant):
+        found = values[variant]
+        return failed[variant] > 0, -float(np.mean(found)) if found else np.inf
+
+    order = sorted(groups, key=place)
+    sound = [variant for variant in order if not failed[variant]]
+    apart = told_apart([values[variant] for variant in sound])
+    rows = []
+    for i, variant in enumerate(order):
+        earlier = [
+            value
+            for result in groups[variant]
+            if not result.diverged and (value := result.before_last_phase(metric)) is not None
+        ]
+        before = float(np.mean(earlier)) if earlier else None
+        like = None
+        if apart is not None and i < len(sound):
+            like = [j + 1 for j in range(len(sound)) if j != i and not apart[i, j]]
+        rows.append(Row(variant, groups[variant], values[variant], before, like, failed[variant]))
+    return rows
+
+
+def told_apart(groups: list[list[float]]) -> np.ndarray | None:
+    """Bool (groups, groups): whose means differ by more than their spread; None where none can be told.
+
+    Every group needs two values, and there have to be two groups.
+    """
+    if len(groups) < 2 or min(map(len, groups)) < 2:
+        return None
+    if all(np.ptp(group) == 0 for group in groups):  # no spread: whatever differs differs
+        means = np.array([group[0] for group in groups])
+        return means[:, None] != means
+    return stats.tukey_hsd(*groups).pvalue < 1 - CONFIDENCE
+
+
+def find(rows: list[Row], label: str) -> Row:
+    """The row whose variant is labelled so, such as `mask_ratio=0.0`.
+
+    Raises:
+        UnknownName: there is none; the nearest label is told.
+    """
+    for row in rows:
+        if row.variant.label == label:
+            return row
+    raise UnknownName(
+        f"No variant is {label!r}. {nearest(label, [row.variant.label for row in rows])}"
+    )
+
+
+def leads(rows: list[Row], baseline: Row, metric: str, budget: str) -> list[Lead]:
+    """For every other row, when its mean curve reached the baseline's final mean."""
+    if baseline.mean is None:
+        return []
+    whole = baseline.curve(budget, metric)[-1][0]
+    found = []
+    for row in rows:
+        if row is baseline:
+            continue
+        spent = {}
+        for over in ("seconds", "samples", "flops"):
+            spent[over] = row.reaches(baseline.mean, over, metric)
+        reached = spent[budget]
+        found.append(
+            Lead(
+                row.variant,
+                None if reached is None else spent,
+                None if not reached else whole / reached,
+            )
+        )
+    return found
+
+
+def unequal_starts(results: list[Result]) -> dict[int, list[str]]:
+    """{seed: digests} of the seeds whose runs began with different weights, where there are any."""
+    starts: dict[int, set[str]] = {}
+    for result in results:
+        starts.setdefault(result.seed, set()).add(result.initial_weights)
+    return {seed: sorted(digests) for seed, digests in starts.items() if len(digests) > 1}
+
+
+def unequal_seconds(results: list[Result], tolerance: float) -> dict[int, float]:
+    """{seed: longest run over the shortest} of the seeds whose runs took times that differ by more."""
+    times: dict[int, list[float]] = {}
+    for result in results:
+        times.setdefault(result.seed, []).append(result.seconds)
+    ratios = {seed: max(found) / min(found) for seed, found in times.items()}
+    return {seed: ratio for seed, ratio in ratios.items() if ratio > 1 + tolerance}
