@@ -181,7 +181,7 @@ def start(run, folder, until=None):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flipkit.report._pyplot", lambda: None)
+        patch.setattr("flipkit.report.pyplot", lambda: None)
         if until is None:
             return run.start(folder, say=say)
         with pytest.raises(Killed):
