@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -12,7 +13,8 @@ from keras import ops
 import flipkit
 from flipkit import convert, weights
 from flipkit.errors import ConfigurationError, UnknownName
-from flipkit.weights import tensors
+from flipkit.weights import tensors, tokenizer_files
+from flipkit.weights.torch_layout import own_tensors
 
 SMALL = {"dim": 16, "depth": 1, "heads": 2}
 CLIP = {
@@ -331,6 +333,184 @@ def test_unknown_names_are_answered_with_the_nearest(clip, tmp_path):
 def test_tensors_alone_do_not_tell_their_model(stored):
     with pytest.raises(ConfigurationError, match="the folder that holds its config"):
         flipkit.load_pretrained(stored)
+
+
+# As others write them ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(clip, tmp_path_factory):
+    """{format: a folder of `clip`}, not to be changed."""
+    made = {}
+    for format in ("open_clip", "huggingface"):
+        made[format] = tmp_path_factory.mktemp(format) / "clip"
+        flipkit.save_as(clip, format, made[format])
+    return made
+
+
+@pytest.fixture
+def rewritten(folders, tmp_path):
+    """Makes a copy of a folder of `clip` whose tensors `edit` has replaced."""
+
+    def make(format, edit=lambda held: held):
+        target = tmp_path / "rewritten"
+        shutil.copytree(folders[format], target)
+        file = next(target.glob("*.safetensors"))
+        held = {name: np.array(value) for name, value in tensors.read_safetensors(file).items()}
+        tensors.write_safetensors(edit(held), {}, file)
+        return target
+
+    return make
+
+
+def same_weights(found, expected):
+    for name, variable in tensors.weights(expected).items():
+        np.testing.assert_array_equal(tensors.weights(found)[name], variable, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "_orig_mod.module.", "model.module._orig_mod."]
+)
+def test_what_was_around_a_model_is_taken_off_its_names(prefix):
+    held = {f"{prefix}{name}": np.zeros(2) for name in ("logit_scale", "visual.model.weight")}
+    assert set(own_tensors(held)) == {"logit_scale", "visual.model.weight"}
+    assert set(own_tensors({**held, "visual.proj": np.zeros(2)})) == {*held, "visual.proj"}
+    assert own_tensors({}) == {}
+
+
+@pytest.mark.parametrize("format", ["open_clip", "huggingface"])
+def test_wrapped_tensors_buffers_and_arrays_of_one_number_are_read(clip, rewritten, format):
+    def edit(held):
+        held["logit_scale"] = held["logit_scale"].reshape(1)
+        sizes = ("input_resolution", "context_length", "vocab_size")
+        held |= {name: np.array(224, "int64") for name in sizes}
+        held |= {
+            f"{tower}attn_mask": np.zeros((6, 6), "float32") for tower in ("", "text.", "visual.")
+        }
+        held["text_model.embeddings.position_ids"] = np.arange(6)[None]
+        return {f"module.{name}": value for name, value in held.items()}
+
+    same_weights(flipkit.load_pretrained(rewritten(format, edit)), clip)
+
+
+@pytest.mark.parametrize("format", ["open_clip", "huggingface"])
+def test_an_unknown_prefix_is_shown_beside_what_is_missing(rewritten, format):
+    path = rewritten(format, lambda held: {f"student.{n}": v for n, v in held.items()})
+    with pytest.raises(ConfigurationError) as problem:
+        flipkit.load_pretrained(path)
+    lines = [line.split()[0] for line in str(problem.value).split("\n")[1:]]
+    assert lines[:-1] == ["missing:"] * 10 + ["unexpected:"] * 10
+    assert "unexpected: student." in str(problem.value)
+
+
+PROCESSOR = {
+    "crop_size": {"height": 16, "width": 16},
+    "data_format": "channels_first",
+    "device": None,
+    "disable_grouping": None,
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_processor_type": "CLIPImageProcessorFast",
+    "image_std": [0.25, 0.25, 0.25],
+    "resample": 2,
+    "rescale_factor": 1 / 255,
+    "size": {"shortest_edge": 16, "longest_edge": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, None),
+        ({"do_center_crop": False, "size": {"height": 16, "width": 16}}, None),
+        ({"size": {"shortest_edge": 20}}, "pictures of 16 pixels"),
+        ({"do_pad": True}, "do_pad=True"),
+        ({"do_flip": True}, "do_flip=True: unknown"),
+    ],
+    ids=str,
+)
+def test_the_nested_preprocessing_of_transformers_5_goes_first(rewritten, changes, told):
+    path = rewritten("huggingface")
+    config = {"image_processor": PROCESSOR | changes, "processor_class": "CLIPProcessor"}
+    (path / "processor_config.json").write_text(json.dumps(config))
+    if told:
+        with pytest.raises(ConfigurationError, match=f"{told}.*|processor_config") as problem:
+            flipkit.load_pretrained(path)
+        assert told in str(problem.value)
+        assert "/processor_config.json" in str(problem.value)
+        return
+    found = flipkit.load_pretrained(path).preprocessing
+    assert [value.tolist() for value in found.statistics()] == [[0.5] * 3, [0.25] * 3]
+    assert found.interpolation == "bilinear"
+    assert found.resize_mode == ("squash" if changes else "shortest")
+
+
+def test_a_processor_without_one_for_images_leaves_the_old_file(rewritten):
+    path = rewritten("huggingface")
+    before = flipkit.load_pretrained(path).preprocessing
+    (path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    assert flipkit.load_pretrained(path).preprocessing.get_config() == before.get_config()
+
+
+def whole(merges=("r e", "re d</w>"), **model):
+    """The tokenizer.json of a CLIP with two merges."""
+    like = flipkit.ClipBPE.example()
+    pieces = [piece + "</w>" * (not goes_on) for piece, _, goes_on in like.spellings()]
+    bytes_of = [chr(c) for c in [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]]
+    bytes_of += [chr(0x100 + i) for i in range(256 - len(bytes_of))]
+    table = [*bytes_of, *(f"{b}</w>" for b in bytes_of), "re", "red</w>"]
+    assert len(table) + 2 == len(pieces)
+    table = {piece: i for i, piece in enumerate([*table, "<|startoftext|>", "<|endoftext|>"])}
+    model = {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": table, **model}
+    levels = {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}]}
+    return {"model": {**model, "merges": list(merges)}, "pre_tokenizer": levels}
+
+
+@pytest.mark.parametrize("merges", [("r e", "re d</w>"), (["r", "e"], ["re", "d</w>"])])
+def test_clips_byte_pairs_are_read_from_a_tokenizer_json(merges, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole(merges)))
+    found = tokenizer_files.byte_pairs(tmp_path, 516)
+    assert found.lines == flipkit.ClipBPE.example().lines
+    expected = flipkit.ClipBPE.example()(["Red car"], 8)
+    np.testing.assert_array_equal(found(["Red car"], 8), expected)
+    (tmp_path / "tokenizer.json").unlink()
+    np.testing.assert_array_equal(found(["Red car"], 8), expected)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nr e\n")
+    assert tokenizer_files.byte_pairs(tmp_path, 516).vocab == 515
+    with pytest.raises(ConfigurationError, match=r"at most 500 ids.*merges\.txt with 515"):
+        tokenizer_files.byte_pairs(tmp_path, 500)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (whole(type="Unigram"), "Unigram"),
+        (whole(end_of_word_suffix=None), "BPE"),
+        (whole(vocab={"a": 0}), "BPE"),
+        (whole(["r e", "re d x"]), "BPE"),
+        ({**whole(), "pre_tokenizer": None}, "BPE"),
+        ({"model": None}, "None"),
+    ],
+    ids=range(6),
+)
+def test_another_tokenizer_json_is_refused_by_its_kind(content, kind, rewritten):
+    path = rewritten("huggingface")
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match=rf"tokenizer\.json, which holds.*{kind}.*merges"):
+        flipkit.load_pretrained(path)
+
+
+def test_a_siglip_whose_tokenizer_is_not_read_says_so(tmp_path, caplog):
+    assert tokenizer_files.sentence_piece(tmp_path) is None
+    assert not caplog.records
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole(type="Unigram")))
+    with caplog.at_level("WARNING", logger="absl"):
+        assert tokenizer_files.sentence_piece(tmp_path) is None
+    assert "tokenizer.json is not read" in caplog.text
 
 
 # The command line -------------------------------------------------------------------------------

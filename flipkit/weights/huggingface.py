@@ -8,7 +8,8 @@ from flipkit.encoders import TextTransformer, ViT
 from flipkit.errors import ConfigurationError, nearest
 from flipkit.model import FLIP
 from flipkit.preprocessing import STATISTICS, Preprocessing
-from flipkit.tokenizers import ClipBPE, SentencePiece, Tokenizer
+from flipkit.tokenizers import Tokenizer
+from flipkit.weights import tokenizer_files
 from flipkit.weights.foreign import (
     INTERPOLATIONS,
     MOST_LAYERS,
@@ -32,6 +33,7 @@ from flipkit.weights.torch_layout import (
     logit_scale,
     logit_scale_limit,
     norm,
+    own_tensors,
     position_options,
     positions,
     same,
@@ -41,7 +43,8 @@ from flipkit.weights.torch_layout import (
 )
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
-INDEX, PREPROCESSOR = "model.safetensors.index.json", "preprocessor_config.json"
+INDEX = "model.safetensors.index.json"
+PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
 
 _ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
@@ -51,11 +54,10 @@ _ACTIVATIONS = {
 }
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _LEGACY_EOS = 2  # in older configs of CLIP, in whose vocabulary the end is the largest id
-_BPE_VOCAB = 49_408
 
 # The configs' own defaults, as of transformers 5: what a file leaves out.
 _CLIP_TEXT = {
-    "vocab_size": _BPE_VOCAB,
+    "vocab_size": tokenizer_files.BPE_VOCAB,
     "hidden_size": 512,
     "intermediate_size": 2048,
     "num_hidden_layers": 12,
@@ -164,7 +166,10 @@ def recognises(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path) -> FLIP:
-    """The model in the folder `path`, with the tokenizer whose file (merges.txt, spiece.model) is there."""
+    """The model in the folder `path`, with the tokenizer whose file is there.
+
+    That is merges.txt or tokenizer.json of a CLIP, spiece.model of a SigLIP.
+    """
     values = read_json(path / CONFIG)
     kind = values.get("model_type")
     if kind not in ("clip", "siglip"):
@@ -172,7 +177,7 @@ def read(path: pathlib.Path) -> FLIP:
             f"Expected a CLIPModel or a SiglipModel. Received: {path} with model_type={kind!r}. "
             f"{nearest(str(kind), ('clip', 'siglip'))}"
         )
-    tensors = {n: t for n, t in _tensors(path).items() if not n.endswith(".position_ids")}
+    tensors = own_tensors(_tensors(path))
     config = Config(values, str(path / CONFIG))
     config.ignore("model_type")
     make = _clip if kind == "clip" else _siglip
@@ -289,10 +294,7 @@ def _clip(config, tensors, path):
         final_norm="after_pool",
     )
     text = _text(text, causal=True, pool="eos", eos=None if eos == _LEGACY_EOS else eos)
-    tokenizer = None
-    if text.vocab == _BPE_VOCAB:
-        merges = path / "merges.txt"
-        tokenizer = ClipBPE(merges if merges.is_file() else None)
+    tokenizer = tokenizer_files.byte_pairs(path, text.vocab)
     limit = logit_scale_limit(tensors.get("logit_scale", np.zeros(1)))
     return _flip(image, text, tokenizer, path, "clip", dim=dim, max_logit_scale=limit)
 
@@ -306,10 +308,7 @@ def _siglip(config, tensors, path):
     image = _image(vision, tensors, class_token=False, pool="map")
     dim = text.take("projection_size")
     text = _text(text, causal=False, pool="last")
-    model = path / "spiece.model"
-    tokenizer = None
-    if model.is_file():
-        tokenizer = SentencePiece(model, clean="canonicalize", add_eos=True, pad=1)
+    tokenizer = tokenizer_files.sentence_piece(path)
     return _flip(
         image,
         text,
@@ -380,11 +379,15 @@ def _preprocessing(path, kind, size) -> Preprocessing:
     """As the folder says it, or as the model's own processor does it by default."""
     clip = kind == "clip"
     mean, std = STATISTICS["clip" if clip else "half"]
-    if not (path / PREPROCESSOR).is_file():
+    values, source = _processor(path)
+    if values is None:
         return preprocessing(mean, std, "bicubic", "shortest" if clip else "squash")
-    config = Config(read_json(path / PREPROCESSOR), str(path / PREPROCESSOR))
+    config = Config(values, source)
     config.ignore("_valid_processor_keys", "do_convert_rgb", "feature_extractor_type")
     config.ignore("image_processor_type", "processor_class", "valid_processor_keys")
+    # How tensors lie, and what `size` tells by its names
+    config.ignore("data_format", "input_data_format", "default_to_square")
+    config.require("do_pad", False)
     for step in ("do_resize", "do_rescale", "do_normalize"):
         config.require(step, True)
     config.require("rescale_factor", 1 / 255)
@@ -398,15 +401,32 @@ def _preprocessing(path, kind, size) -> Preprocessing:
     if sides != {size} or shortest != crop:
         raise ConfigurationError(
             f"Expected pictures of {size} pixels, resized by their shorter side and cut, or resized to a "
-            f"square. Received: size={resized}, do_center_crop={crop}, crop_size={cut} in "
-            f"{path / PREPROCESSOR}"
+            f"square. Received: size={resized}, do_center_crop={crop}, crop_size={cut} in {source}"
         )
     return preprocessing(*found, _RESAMPLE[resample], "shortest" if crop else "squash")
 
 
+def _processor(path):
+    """The settings of the image processor, without its nulls, and the file that has them; (None, "") is
+    none.
+
+    transformers 5 has them in a part of the whole processor's, which it reads first.
+    """
+    values, source = None, ""
+    if (path / PROCESSOR).is_file():
+        values, source = read_json(path / PROCESSOR).get("image_processor"), str(path / PROCESSOR)
+    if values is None and (path / PREPROCESSOR).is_file():
+        values, source = read_json(path / PREPROCESSOR), str(path / PREPROCESSOR)
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if value is not None}
+    return values, source
+
+
 def _sides(size) -> set:
     """The numbers of pixels in a size of transformers: an int or a table."""
-    return set(size.values()) if isinstance(size, dict) else {size}
+    if isinstance(size, dict):
+        return {side for side in size.values() if side is not None}
+    return {size}
 
 
 # Writing ----------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ from flipkit.errors import ConfigurationError, nearest
 from flipkit.maskers import RandomMasker
 from flipkit.model import FLIP
 from flipkit.preprocessing import STATISTICS
-from flipkit.tokenizers import ClipBPE
-from flipkit.weights import timm_siglip
+from flipkit.weights import timm_siglip, tokenizer_files
 from flipkit.weights.foreign import (
     INTERPOLATIONS,
     MOST_LAYERS,
@@ -35,6 +34,7 @@ from flipkit.weights.torch_layout import (
     logit_scale,
     logit_scale_limit,
     norm,
+    own_tensors,
     position_options,
     positions,
     same,
@@ -44,7 +44,6 @@ from flipkit.weights.torch_layout import (
 
 CONFIG = "open_clip_config.json"
 TENSORS = "open_clip_model.safetensors"
-_BPE_VOCAB = 49_408  # open_clip's own tokenizer, in use where the config names no other
 _TEXT_POOLS = {"argmax": "eos", "eos": "eos", "first": "first", "last": "last"}
 _IMAGE_POOLS = {"tok": "class", "avg": "mean_patches"}
 _POSITIONS = {"learnable": "learned", "sin_cos_2d": "sincos"}
@@ -65,11 +64,11 @@ def recognises(path: pathlib.Path) -> bool:
 def read(path: pathlib.Path) -> FLIP:
     """The model in the folder `path`.
 
-    Its tokenizer is CLIP's byte pairs, still without their file, where the config names no other.
+    Where the config names no tokenizer it is CLIP's byte pairs, without their file if none is there.
     `patch_dropout` becomes the mask ratio.
     """
     config = read_json(path / CONFIG)
-    tensors = read_safetensors(_weights_file(path))
+    tensors = own_tensors(read_safetensors(_weights_file(path)))
     top = Config(config, str(path / CONFIG))
     model_config, preprocess = top.section("model_cfg"), top.section("preprocess_cfg", {})
     top.close()
@@ -79,9 +78,8 @@ def read(path: pathlib.Path) -> FLIP:
             f"text.{name}" if name.startswith(_TEXT_PARTS) else name: tensor
             for name, tensor in tensors.items()
         }
-    model = _model(model_config, preprocess, tensors)
-    scalar = tensors["logit_scale"].ndim == 0 if "logit_scale" in tensors else True
-    load(model, entries(model, "text." if custom_text else "", scalar), tensors, str(path))
+    model = _model(model_config, preprocess, tensors, path)
+    load(model, entries(model, "text." if custom_text else ""), tensors, str(path))
     return model
 
 
@@ -99,14 +97,12 @@ def write(model: FLIP, path: pathlib.Path):
     write_json(config, path / CONFIG)
 
 
-def entries(model: FLIP, text: str = "", scalar: bool = True) -> list[Entry]:
+def entries(model: FLIP, text: str = "") -> list[Entry]:
     """open_clip's tensors, and what of `model` each one holds.
 
     Args:
         text: what stands before the names of the text tower: "text." with custom_text.
-        scalar: whether the logit scale is a number or an array of one.
     """
-    one = () if scalar else (1,)
     image = timm_siglip.entries if model.image.pool == "map" else _image_entries
     found = [
         *image(model.image),
@@ -114,14 +110,14 @@ def entries(model: FLIP, text: str = "", scalar: bool = True) -> list[Entry]:
         same(f"{text}positional_embedding", "text/position"),
         *_blocks(f"{text}transformer", "text", model.text.depth),
         *norm(f"{text}ln_final", "text/norm"),
-        same("logit_scale", "logit_scale", one),
+        same("logit_scale", "logit_scale"),
     ]
     if model.text_head == "linear":
         found.append(same(f"{text}text_projection", "text_projection/kernel"))
     if model.text_head == "affine":
         found += linear(f"{text}text_projection", "text_projection")
     if model.init_logit_bias is not None:
-        found.append(same("logit_bias", "logit_bias", one))
+        found.append(same("logit_bias", "logit_bias"))
     return found
 
 
@@ -160,7 +156,7 @@ def _weights_file(path):
     raise ConfigurationError(f"Expected {TENSORS} beside {CONFIG}. Received: {path}, without it.")
 
 
-def _model(config, preprocess, tensors):
+def _model(config, preprocess, tensors, path):
     quick_gelu = bool(config.take("quick_gelu", False))
     config.ignore("output_dict", "init_logit_scale", "nonscalar_logit_scale")
     dim, bias = config.whole("embed_dim"), config.take("init_logit_bias")
@@ -183,7 +179,7 @@ def _model(config, preprocess, tensors):
         max_logit_scale=logit_scale_limit(tensors.get("logit_scale", np.zeros(1))),
         init_logit_bias=bias,
         preprocessing=_preprocessing(preprocess, image.image_size),
-        tokenizer=ClipBPE() if named is None and text.vocab == _BPE_VOCAB else None,
+        tokenizer=tokenizer_files.byte_pairs(path, text.vocab) if named is None else None,
     )
 
 
@@ -250,7 +246,10 @@ def _text(config, quick_gelu):
     pool = config.require("pool_type", *_TEXT_POOLS)
     eos = config.take("eos_id", 2)
     causal = not config.take("no_causal_mask", False)
-    vocab, length = config.whole("vocab_size", _BPE_VOCAB), config.whole("context_length", 77)
+    vocab, length = (
+        config.whole("vocab_size", tokenizer_files.BPE_VOCAB),
+        config.whole("context_length", 77),
+    )
     padding = config.take("pad_id", 0)
     config.close()
     return TextTransformer(

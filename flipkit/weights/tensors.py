@@ -1,6 +1,7 @@
 """Tensors on their way between files and a model: read with suspicion, assigned by name."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -191,19 +192,23 @@ def weights(model) -> dict:
 
 
 def differences(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]):
-    """What keeps tensors of shapes `found` from being those of shapes `expected`, a line each."""
-    problems = [
-        f"missing: {name} {tuple(expected[name])}" for name in expected if name not in found
-    ]
-    problems += [
+    """What keeps tensors of shapes `found` from being those of shapes `expected`, a line each.
+
+    Those that `refuse` shows are of every kind: what is missing is often there under another name.
+    """
+    missing = [f"missing: {name} {tuple(expected[name])}" for name in expected if name not in found]
+    unexpected = [
         f"unexpected: {name} {tuple(found[name])}" for name in found if name not in expected
     ]
-    problems += [
+    reshaped = [
         f"reshaped: {name} is {tuple(found[name])}, expected {tuple(shape)}"
         for name, shape in expected.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
-    return problems
+    kinds = [kind for kind in (missing, unexpected, reshaped) if kind]
+    share = _SHOWN // max(1, len(kinds))
+    first, rest = [kind[:share] for kind in kinds], [kind[share:] for kind in kinds]
+    return list(itertools.chain(*first, *rest))
 
 
 def refuse(problems: Sequence[str], title: str):
@@ -268,7 +273,12 @@ def load(model, entries: Sequence[Entry], tensors: Mapping[str, np.ndarray], sou
         entry.name: entry.encode([np.broadcast_to(0.0, shapes[path]) for path in entry.paths]).shape
         for entry in entries
     }
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+    # Some write a number as it is, some as an array of one.
+    scalars = {name for name, shape in expected.items() if shape in ((), (1,))}
+    found = {
+        name: expected[name] if name in scalars and tensor.shape in ((), (1,)) else tensor.shape
+        for name, tensor in tensors.items()
+    }
     refuse(differences(expected, found), f"The tensors of {source} are not what its config says")
     values = {}
     for entry in entries:

@@ -9,6 +9,28 @@ from flipkit.layers import sincos_positions
 from flipkit.model import FLIP
 from flipkit.weights.tensors import Entry
 
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # DDP's, torch.compile's, Lightning's
+_NO_WEIGHTS = ("attn_mask", "context_length", "input_resolution", "position_ids", "vocab_size")
+
+
+def own_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`tensors` by the names that the model itself gives them, without those that are no weights.
+
+    A prefix of what was around the model, in all names, is taken off, however many there are. Masks,
+    ids of positions and sizes, which some files hold too, follow from the config.
+    """
+
+    def wrapper():
+        return next((w for w in _WRAPPERS if all(n.startswith(w) for n in tensors)), None)
+
+    while tensors and (prefix := wrapper()):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.rpartition(".")[2] not in _NO_WEIGHTS
+    }
+
 
 def same(name: str, path: str, shape=None) -> Entry:
     """The same numbers in the same order, in `shape`; None is ours."""
