@@ -54,35 +54,33 @@ def _of_whole(path: pathlib.Path) -> ClipBPE:
     """CLIP's tokenizer with the merges in a tokenizer.json, checked to give the ids of its table."""
     whole = read_json(path)
     model = whole.get("model")
-    table, merges = (
-        (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
-    )
-    if isinstance(merges, list):  # pairs, or pairs in one string
-        merges = [" ".join(m) if isinstance(m, list) and m and _texts(m) else m for m in merges]
-    kind = model.get("type", "BPE") if isinstance(model, dict) else None
-    right = kind == "BPE" and isinstance(table, dict) and isinstance(merges, list)
-    right = right and _texts(merges) and all(len(pair.split()) == 2 for pair in merges)
-    right = right and model.get("end_of_word_suffix") == "</w>"
+    model = model if isinstance(model, dict) else {}
+    table, merges = model.get("vocab"), _lines(model.get("merges"))
+    right = model.get("type") == "BPE" and model.get("end_of_word_suffix") == "</w>"
     right = right and not model.get("continuing_subword_prefix")
     right = right and "ByteLevel" in json.dumps(whole.get("pre_tokenizer"))
-    if right:
+    if right and isinstance(table, dict) and merges is not None:
         made = ClipBPE()
         with tempfile.TemporaryDirectory() as folder:
             lines = "\n".join(["#version: 0.2", *merges, ""])
             pathlib.Path(folder, "merges.txt").write_text(lines, encoding="utf-8", newline="\n")
             made.load_assets(folder)
-        expected = {"".join(pair.split()): 512 + i for i, pair in enumerate(merges)}
-        expected |= {"!": 0, "!</w>": 256}
-        ends = table.get("<|startoftext|>"), table.get("<|endoftext|>")
-        right = all(table.get(piece) == i for piece, i in expected.items())
-        if right and ends == (made.start, made.end):
+        ids = {"".join(pair.split()): 512 + i for i, pair in enumerate(merges)}
+        ids |= {"!": 0, "!</w>": 256, "<|startoftext|>": made.start, "<|endoftext|>": made.end}
+        if all(table.get(piece) == i for piece, i in ids.items()):
             return made
     raise ConfigurationError(
         f"Expected CLIP's tokenizer: byte-level BPE whose words end in </w>. Received: {path}, which "
-        f"holds another of type {kind!r}. Put merges.txt beside it, or move it away and set "
-        "model.tokenizer."
+        f"holds another of type {model.get('type')!r}. Put merges.txt beside it, or move it away and "
+        "set model.tokenizer."
     )
 
 
-def _texts(values) -> bool:
-    return all(isinstance(value, str) for value in values)
+def _lines(merges) -> list[str] | None:
+    """Merges as lines of two pieces, from pairs or from such lines; None if they are neither."""
+    if not isinstance(merges, list):
+        return None
+    found = [pair.split() if isinstance(pair, str) else pair for pair in merges]
+    right = all(isinstance(pair, list) and len(pair) == 2 for pair in found)
+    right = right and all(isinstance(piece, str) for pair in found for piece in pair)
+    return [" ".join(pair) for pair in found] if right else None
