@@ -1,4 +1,5 @@
 import gzip
+import html
 import itertools
 import json
 import pathlib
@@ -421,6 +422,83 @@ def test_pairs_are_merged_in_the_order_of_the_file(merges):
         word = "".join(generator.choices("cathe", k=generator.randint(1, 9)))
         assert [pieces[i] for i in tokenizer.pieces(word)] == merge(word)
     assert [pieces[i] for i in tokenizer.pieces("é")] == ["Ã©</w>"]
+
+
+PARTS = [
+    *("a", "B", " ", "\n", "\r\n", "\u2028", "'s", "'re", "'", "é", "Ã©", "â€™", "<", "&amp;amp;"),
+    *("<start_of_text>", "<end_of_text>", "start_of", "&#10;", "&#10", "&l", "t;", "Σ", "1", "!"),
+    *("\ud83d", "\x1b[0m", "\x0b", "“", "ﬁ", "Ａ", "\xa0", "à ", "İ", "红", "&"),
+]
+
+
+@pytest.mark.parametrize("has_ftfy", [True, False])
+@pytest.mark.parametrize("size", [16, 2**10])
+def test_words_cut_on_demand_are_those_of_the_whole_text(merges, monkeypatch, has_ftfy, size):
+    if has_ftfy:
+        pytest.importorskip("ftfy", reason="open_clip's words need ftfy")
+    else:
+        monkeypatch.setattr(tokenizers.subwords, "ftfy", None)
+    monkeypatch.setattr(tokenizers.subwords, "_SLICE", size)
+    tokenizer, rng = tokenizers.ClipBPE(merges), random.Random(0)
+    for _ in range(300):
+        text = "".join(rng.choices(PARTS, k=rng.randrange(60)))
+        whole = tokenizers.subwords.ftfy.fix_text(text) if has_ftfy else text
+        whole = html.unescape(html.unescape(whole.encode("utf-8", "replace").decode()))
+        whole = tokenizers.subwords._CLIP_WORDS.pre_tokenize_str(" ".join(whole.split()).lower())
+        assert list(tokenizer.words(text)) == [word for word, _ in whole], text
+
+
+@pytest.mark.parametrize("text", ["a cat. " * 150_000, "né cát\n" * 150_000, "a!" * 500_000])
+def test_of_a_megabyte_clip_looks_at_the_beginning_alone(merges, monkeypatch, text):
+    looked = {"words": 0, "mended": 0}
+
+    class Counting:
+        def pre_tokenize_str(self, part, pattern=tokenizers.subwords._CLIP_WORDS):
+            looked["words"] += len(part)
+            return pattern.pre_tokenize_str(part)
+
+    class Mending:
+        def fix_text(self, line, **options):
+            looked["mended"] += len(line)
+            return line
+
+    monkeypatch.setattr(tokenizers.subwords, "_CLIP_WORDS", Counting())
+    monkeypatch.setattr(tokenizers.subwords, "ftfy", Mending())
+    assert tokenizers.ClipBPE(merges)([text], 77).shape == (1, 77)
+    assert 0 < looked["words"] < 10_000
+    lines = "\n" in text  # ftfy mends a line as a whole
+    assert looked["mended"] < 10_000 if lines else looked["mended"] == len(text)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("hello\nworld\n", "line 2 .*'world'"),
+        ("#version: 0.2\na b\nc d e\n", "line 3 .*'c d e'"),
+        ("#version: 0.2\na b\n\nab c\n", "line 3 .*''"),
+        ("#version: 0.2\nhello world\n", "line 2 .*'hello world'"),
+    ],
+)
+def test_what_is_no_file_of_merges_is_told_its_line(tmp_path, lines, told):
+    path = tmp_path / "merges.txt"
+    path.write_text(lines)
+    with pytest.raises(errors.ConfigurationError, match=f"Received: {told}.*bpe_simple_vocab"):
+        tokenizers.ClipBPE(path)(["a cat"], 8)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_vocabulary(merges, word_piece, tmp_path):
+    word_piece.save_assets(tmp_path)
+    for path, kind in (
+        (merges, tokenizers.ClipBPE),
+        (tmp_path / "vocabulary.txt", tokenizers.WordPiece),
+    ):
+        marked = tmp_path / f"marked_{path.name}"
+        marked.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+        assert kind(marked).lines == kind(path).lines
+        np.testing.assert_array_equal(kind(marked)(CAPTIONS, 16), kind(path)(CAPTIONS, 16))
+        marked.write_bytes(path.read_text(encoding="utf-8").encode("utf-16"))
+        with pytest.raises(errors.ConfigurationError, match=r"UTF-16, to be saved .*: set `"):
+            kind(marked)(["a"], 8)
 
 
 def test_gzipped_merges_are_read(merges, tmp_path):

@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import gzip
 import html
 import itertools
 import os
@@ -15,7 +14,7 @@ from absl import logging
 from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Pipeline
 
-from flipkit import registry
+from flipkit import registry, text_files
 from flipkit.errors import ConfigurationError
 from flipkit.tokenizers.tokenizer import Tokenizer
 
@@ -44,14 +43,8 @@ class _Subwords(Tokenizer):
 
     def read(self, path: pathlib.Path) -> list[str]:
         """The lines of a text file, which may be gzipped."""
-        opened = gzip.open if path.suffix == ".gz" else open
-        try:
-            with opened(path, "rt", encoding="utf-8") as file:
-                return file.read().rstrip("\n").split("\n")  # U+2028 may be part of a line
-        except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise ConfigurationError(
-                f"Can't read {self.argument}={str(path)!r} ({error}): {self.advice}"
-            ) from error
+        text = text_files.read(path, self.argument, self.advice)
+        return text.rstrip("\n").split("\n")  # U+2028 may be part of a line
 
     def words(self, text: str) -> Iterable[str]:
         """The words of a text, cleaned; no piece crosses a border between words."""
@@ -250,14 +243,12 @@ class ClipBPE(_Subwords):
 
     def words(self, text):
         """In lower case: letters, single digits, runs of other marks, English contractions."""
-        if ftfy is not None:
-            text = ftfy.fix_text(text)
-        else:
+        if ftfy is None:
             advice = "CLIP's ids can differ for unusual text: pip install ftfy"
             logging.log_first_n(logging.WARNING, advice, 1)
-        text = html.unescape(html.unescape(text.encode("utf-8", "replace").decode()))
-        text = " ".join(text.split()).lower()
-        return (word for word, _ in _CLIP_WORDS.pre_tokenize_str(text))
+        for part in _mended(text):
+            part = html.unescape(html.unescape(part.encode("utf-8", "replace").decode()))
+            yield from _cut(" ".join(part.split()).lower())
 
     def pieces(self, word):
         """Bytes, the last one marked as such, merged pair by pair in the order of the file."""
@@ -283,7 +274,16 @@ class ClipBPE(_Subwords):
 
     @functools.cached_property
     def _merges(self):
-        return [(left, right) for left, right in map(str.split, self.lines[1:])]
+        pairs = [tuple(line.split()) for line in self.lines[1:]]  # the first tells the version
+        known = {*map("".join, pairs), *_BYTES.values(), *(f"{b}</w>" for b in _BYTES.values())}
+        for number, pair in enumerate(pairs, 2):
+            if len(pair) != 2 or not known >= {*pair}:
+                raise ConfigurationError(
+                    "Expected merges: a line with their version, then two pieces in every line, which "
+                    f"are bytes or what another line has merged. Received: line {number} of "
+                    f"merges={self.merges!r}, {self.lines[number - 1][:40]!r}: {self.advice}"
+                )
+        return pairs
 
     @functools.cached_property
     def _ids(self):
@@ -295,6 +295,40 @@ class ClipBPE(_Subwords):
     @functools.cached_property
     def _model(self):
         return models.BPE(self._ids, self._merges, end_of_word_suffix="</w>")
+
+
+def _mended(text):
+    """What ftfy makes of a text, a line after the other: as it does it by itself, but on demand."""
+    start, entities = 0, "auto"
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        line, start = text[start:end], end
+        if ftfy is not None:
+            mended = ftfy.fix_text(line, unescape_html=entities)
+            # With a < in it, ftfy takes this line, and all that follow, for HTML.
+            entities, line = False if "<" in line else entities, mended
+        yield line
+
+
+def _cut(text):
+    """The words that CLIP's pattern finds in a text, one after the other: on demand, since a text can
+    have a million, of which ids are needed for the first 75.
+    """
+    start, size = 0, _SLICE
+    while start < len(text):
+        part, rest = text[start : start + size], len(text) - start
+        found = _CLIP_WORDS.pre_tokenize_str(part)
+        # A word at the end of a part may go on, and one shortly before it be another word then.
+        sure = [
+            (word, end)
+            for word, (begin, end) in found
+            if rest <= size or (end < len(part) and begin + _FIXED <= len(part))
+        ]
+        yield from (word for word, _ in sure)
+        if rest <= size:
+            return
+        start += sure[-1][1] if sure else 0
+        size = _SLICE if sure else 2 * size
 
 
 def _fold(text):
@@ -360,6 +394,9 @@ _BYTES = {byte: chr(byte) for byte in _PRINTABLE} | {
     byte: chr(0x100 + i) for i, byte in enumerate(_OTHERS)
 }
 _BYTE_OF = {letter: byte for byte, letter in _BYTES.items()}
+
+_SLICE = 2**10  # characters looked at together; nearly every caption has fewer
+_FIXED = len("<start_of_text>")  # the longest alternative of the pattern that is no run
 
 _CLIP_WORDS = pre_tokenizers.Split(
     Regex(
