@@ -25,7 +25,7 @@ def draw_study(
         budget: what the curves go over: "seconds", "samples" or "flops".
         chance: the metric of a guess, drawn as a dotted line.
         baseline: the row that the others are compared with, or None.
-        leads: `flipkit.ranking.Lead`s; the one that got there soonest is marked.
+        leads: `flipkit.ranking.Lead`s, which are marked where the baseline ends.
 
     Returns:
         `path`, or None where matplotlib is missing.
@@ -68,10 +68,18 @@ def draw_study(
     if chance is not None:
         axis.axhline(factor * chance, color="0.5", linestyle=":")
         axis.annotate(
-            "chance", (0, factor * chance), (3, 3), textcoords="offset points", color="0.4", size=8
+            "chance",
+            (1, factor * chance),
+            (-2, 3),
+            axis.get_yaxis_transform(),
+            "offset points",
+            ha="right",
+            color="0.4",
+            size=8,
         )
     if baseline is not None and leads:
-        _mark_lead(axis, baseline, leads, metric, budget, factor)
+        colours = {row.variant: COLOURS[place % 8] for place, row in enumerate(rows)}
+        _mark_leads(axis, baseline, leads, metric, budget, factor, colours)
     if several:
         _draw_ends(panels[0, 1], rows, metric, factor, unit)
     figure.suptitle(title, x=0.02, ha="left")
@@ -102,30 +110,31 @@ def _label_ends(axis, marked):
         )
 
 
-def _mark_lead(axis, baseline, leads, metric, budget, factor):
-    """An arrow from where the soonest variant reached the baseline's end to where the baseline ends."""
+def _mark_leads(axis, baseline, leads, metric, budget, factor, colours):
+    """Where each variant passed what the baseline has at its end, and how many times sooner that was."""
     end, level = baseline.curve(budget, metric)[-1][0], factor * baseline.mean
-    there = (lead for lead in leads if lead.sooner)
-    best = max(there, key=lambda lead: lead.sooner, default=None)
-    if best is None or best.sooner <= 1:
+    there = [lead for lead in leads if lead.sooner and lead.sooner > 1]
+    if not there:
         return
-    start = best.spent[budget]
+    there.sort(key=lambda lead: lead.spent[budget])
     axis.annotate(
         "",
-        (start, level),
+        (there[0].spent[budget], level),
         (end, level),
-        arrowprops={"arrowstyle": "<->", "color": "0.25", "linewidth": 1.4},
+        arrowprops={"arrowstyle": "<->", "color": "0.3", "linewidth": 1.3},
     )
-    axis.annotate(
-        f"{best.sooner:.1f}x sooner",
-        ((start + end) / 2, level),
-        (0, -13),
-        textcoords="offset points",
-        ha="center",
-        size=11,
-        color="0.15",
-    )
-    axis.plot([start, start], [0, level], color="0.25", linestyle=":", linewidth=1)
+    for line, lead in enumerate(there):
+        colour, start = colours[lead.variant], lead.spent[budget]
+        axis.plot([start] * 2, [0, level], color=colour, linestyle=":", linewidth=1.2)
+        axis.annotate(
+            f"{lead.sooner:.1f}x sooner",
+            (there[-1].spent[budget], level),
+            (8, -14 - 15 * line),
+            textcoords="offset points",
+            size=10.5,
+            color=colour,
+            weight="bold",
+        )
 
 
 def _draw_ends(axis, rows, metric, factor, unit):
@@ -135,7 +144,7 @@ def _draw_ends(axis, rows, metric, factor, unit):
         ends = [factor * value for value in row.values]
         axis.plot(ends, [place] * len(ends), "o", color=colour, ms=6, alpha=0.7)
         axis.plot([factor * row.mean] * 2, [place - 0.25, place + 0.25], color=colour, lw=2.5)
-    axis.set_yticks(range(len(rows)), [""] * len(rows))
+    axis.set_yticks([])
     axis.set_ylim(len(rows) - 0.4, -0.6)
     for place, row in enumerate(rows):
         axis.annotate(
@@ -201,7 +210,7 @@ def draw_answers(columns, data, path, *, title) -> pathlib.Path | None:
     offset = 0.02
     for number, label in enumerate(columns):
         text = figure.text(offset, 0.012, f"■ {label}", color=COLOURS[number % 8], size=10)
-        offset += 0.03 + 0.011 * len(text.get_text())
+        offset += 0.03 + 0.0085 * len(text.get_text())
     figure.subplots_adjust(
         0.01, 0.03 + 0.2 * lines / (figure.get_figheight()), 0.99, 0.94, 0.05, 0.22 * lines
     )
