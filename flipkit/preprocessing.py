@@ -4,6 +4,7 @@ On the host a picture is a uint8 array (height, width, 3), on the device a batch
 their patches; random numbers come from a `numpy.random.Generator` that the caller has keyed.
 """
 
+import contextlib
 import functools
 import io
 import math
@@ -16,6 +17,7 @@ from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError, features
 
 from flipkit import registry
 from flipkit.errors import BadSample, ConfigurationError, UnknownName, nearest
+from flipkit.resizing import RULES, centre_crop, resampling, resize, sides
 
 # What is tried on bytes. Not all that Pillow knows: its EPS reader would start Ghostscript. Its
 # JPEG reader also takes MPO, several JPEGs in one file.
@@ -62,20 +64,35 @@ def decode(data, min_size: int | None = None, max_pixels: int = MAX_PIXELS) -> n
     Raises:
         BadSample: there is no picture in it, or not all of one.
     """
-    try:
+    with _reasons():
         if isinstance(data, np.ndarray):
             return _rgb_array(data)
-        if isinstance(data, Image.Image):
-            return _rgb(data)
-        if not len(data):
-            raise BadSample("Can't decode the image: no bytes")
-        if bytes(data[:2]) == b"\xff\xd8":
+        if not isinstance(data, Image.Image) and bytes(data[:2]) == b"\xff\xd8":
             image = _decode_jpeg(data, min_size or 0, max_pixels)
             if image is not None:
                 return image
+        return _through_pillow(data, _rgb, max_pixels)
+
+
+def _through_pillow(data, make, max_pixels=MAX_PIXELS):
+    """What `make` makes of a picture, a Pillow image that is read when it is used."""
+    with _reasons():
+        if isinstance(data, np.ndarray):
+            return make(_pillow(data))
+        if isinstance(data, Image.Image):
+            return make(data)
+        if not len(data):
+            raise BadSample("Can't decode the image: no bytes")
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             _check_pixels(*image.size, max_pixels)
-            return _rgb(image)
+            return make(image)
+
+
+@contextlib.contextmanager
+def _reasons():
+    """Whatever goes wrong within is a BadSample that says why."""
+    try:
+        yield
     except BadSample:
         raise
     except UnidentifiedImageError as error:
@@ -122,6 +139,12 @@ def _check_pixels(width, height, max_pixels):
 
 def _rgb_array(array):
     """A uint8 array, grey or with 1, 3 or 4 channels -> (height, width, 3)."""
+    image = _pillow(array)
+    return array if image.mode == "RGB" else _rgb(image)
+
+
+def _pillow(array):
+    """A uint8 array, grey or with 1, 3 or 4 channels, as a Pillow image."""
     channels = array.shape[2:]
     shaped = array.ndim >= 2 and array.size and channels in ((), (1,), (3,), (4,))
     if array.dtype != np.uint8 or not shaped:
@@ -129,9 +152,7 @@ def _rgb_array(array):
             "Expected an image as uint8 (height, width, channels). "
             f"Received: {array.dtype} {array.shape}"
         )
-    if channels == (3,):
-        return array
-    return _rgb(Image.fromarray(array[..., 0] if channels == (1,) else array))
+    return Image.fromarray(array[..., 0] if channels == (1,) else array)
 
 
 def _rgb(image):
@@ -142,45 +163,6 @@ def _rgb(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
-
-
-def resize(image, size, interpolation="bicubic", box=None) -> np.ndarray:
-    """uint8 (height, width, 3) -> the same at another size, antialiased.
-
-    Args:
-        image: the picture.
-        size: pixels of each side of what comes back, or its (height, width).
-        interpolation: one of Pillow's: `"bicubic"`, `"bilinear"`, `"lanczos"`, ...
-        box: left, top, right and bottom of the part to take, in pixels; None is the whole.
-    """
-    height, width = _sides(size)
-    return np.array(Image.fromarray(image).resize((width, height), _resampling(interpolation), box))
-
-
-def _sides(size):
-    """Height and width of a size that may be one number for both."""
-    return (size, size) if np.ndim(size) == 0 else tuple(size)
-
-
-def _resampling(name):
-    known = {option.name.lower(): option for option in Image.Resampling}
-    if name not in known:
-        raise UnknownName(f"No interpolation is called {name!r}. {nearest(name, known)}")
-    return known[name]
-
-
-def centre_crop(image, size, interpolation="bicubic") -> np.ndarray:
-    """The largest part in the middle that has the shape of `size`, at `size`.
-
-    As if the whole were resized first and then cut between pixels, as torchvision does it, but a
-    picture of one line costs no more than others.
-    """
-    height, width = image.shape[:2]
-    h, w = _sides(size)
-    scale = min(height / h, width / w)
-    top, left = round((height / scale - h) / 2) * scale, round((width / scale - w) / 2) * scale
-    box = (left, top, min(left + w * scale, width), min(top + h * scale, height))
-    return resize(image, size, interpolation, box)
 
 
 def random_resized_crop(
@@ -228,24 +210,35 @@ class Preprocessing(registry.Configurable):
         resize_mode: `"shortest"` resizes the shorter side and cuts the other from the middle, as FLIP and
             CLIP do; `"squash"` resizes both, whatever the picture's shape, as SigLIP does. Training has
             crops of its own (`flipkit.Feed`).
+        rule: whose rounding and colours: `"flipkit"`, or for a model from elsewhere `"open_clip"` or
+            `"transformers"`, whose pixels are theirs to 1/255: see `flipkit.resizing`.
     """
 
     def __init__(
-        self, mean="imagenet", std=None, *, interpolation="bicubic", resize_mode="shortest"
+        self,
+        mean="imagenet",
+        std=None,
+        *,
+        interpolation="bicubic",
+        resize_mode="shortest",
+        rule="flipkit",
     ):
         self.mean = mean
         self.std = std
         self.interpolation = interpolation
         self.resize_mode = resize_mode
+        self.rule = rule
         self.statistics()
-        _resampling(interpolation)
+        resampling(interpolation)
         if resize_mode not in RESIZE_MODES:
             raise UnknownName(
                 f"Unknown resize_mode={resize_mode!r}. {nearest(str(resize_mode), RESIZE_MODES)}"
             )
+        if rule not in RULES:
+            raise UnknownName(f"Unknown rule={rule!r}. {nearest(str(rule), RULES)}")
 
     def prepare(self, images, size) -> np.ndarray:
-        """Pictures of any sizes -> uint8 (n, height, width, 3), as `resize_mode` says.
+        """Pictures of any sizes -> uint8 (n, height, width, 3), as `resize_mode` and `rule` say.
 
         Args:
             images: paths, or what `decode` takes: files' bytes, uint8 arrays, Pillow images.
@@ -254,13 +247,19 @@ class Preprocessing(registry.Configurable):
         Raises:
             BadSample: one of them is no picture.
         """
-        rows = np.empty((len(images), *_sides(size), 3), "uint8")
+        rows = np.empty((len(images), *sides(size), 3), "uint8")
         for row, image in zip(rows, images, strict=True):
             if isinstance(image, (str, os.PathLike)):
                 image = pathlib.Path(image).read_bytes()
-            cut = centre_crop if self.resize_mode == "shortest" else resize
-            row[:] = cut(decode(image), size, self.interpolation)
+            row[:] = self._fitted(image, size)
         return rows
+
+    def _fitted(self, image, size):
+        if self.rule == "flipkit":
+            cut = centre_crop if self.resize_mode == "shortest" else resize
+            return cut(decode(image), size, self.interpolation)
+        how = {"interpolation": self.interpolation, "resize_mode": self.resize_mode}
+        return _through_pillow(image, functools.partial(RULES[self.rule], size=size, **how))
 
     def normalise(self, x):
         """uint8 (..., channels), or patches (..., pixels * channels) -> float32 of the same shape.

@@ -109,8 +109,11 @@ def write_json(values: dict, path: pathlib.Path):
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def preprocessing(mean, std, interpolation: str, resize_mode: str) -> Preprocessing:
+def preprocessing(
+    mean, std, interpolation: str, resize_mode: str, rule: str = "flipkit"
+) -> Preprocessing:
     """A Preprocessing of a foreign config's values; known statistics go by their name."""
     names = [name for name, known in STATISTICS.items() if known == (tuple(mean), tuple(std))]
     statistics: Any = (names[0], None) if names else (list(mean), list(std))
-    return Preprocessing(*statistics, interpolation=interpolation, resize_mode=resize_mode)
+    how = {"interpolation": interpolation, "resize_mode": resize_mode, "rule": rule}
+    return Preprocessing(*statistics, **how)
