@@ -177,6 +177,7 @@ class _Keep(keras.callbacks.Callback):
             console=console,
             disable=not (journal.shows_progress and console.is_terminal),
             transient=True,
+            redirect_stdout=False,  # what is printed goes where it is sent, be stderr a terminal or not
         )
 
     def on_train_begin(self, logs=None):
@@ -190,14 +191,28 @@ class _Keep(keras.callbacks.Callback):
         self.bar.update(self.task, completed=self.step)
 
     def on_epoch_end(self, epoch, logs=None):
+        rejects = self.batches.rejects[self.told :]
+        self.told = len(self.batches.rejects)
+        line = report.line(self.record(logs, rejects), self.run.steps)
+        # stdout and stderr may be one terminal: the bar makes room for the line.
+        self.bar.stop()
+        self.journal.say(line)
+        self.bar.update(self.task, description=f"step {self.step:,}/{self.run.steps:,}")
+        self.bar.start()
+
+    def record(self, logs, rejects) -> dict:
+        """Writes down the window that ends at this step, and returns its row.
+
+        Args:
+            logs: what Keras and the evaluators have found.
+            rejects: its bad samples, (slot, index, reason).
+        """
         journal, phase = self.journal, self.run.phases[self.phase]
         before = sum(p.steps for p in self.run.phases[: self.phase])
         samples = sum(p.samples for p in self.run.phases[: self.phase])
         steps = self.step - max(journal.last.get("step", 0), before)
         if "pairs_per_second" in logs:  # pyright: ignore[reportOperatorIssue]
             journal.seconds += steps * phase.batch_size / logs["pairs_per_second"]
-        rejects = self.batches.rejects[self.told :]
-        self.told = len(self.batches.rejects)
         journal.reject(rejects)
         row = {
             "step": self.step,
@@ -209,12 +224,7 @@ class _Keep(keras.callbacks.Callback):
             **{name: float(value) for name, value in logs.items()},
         }
         journal.write(row)
-        line = report.line(row, self.run.steps)
-        self.bar.update(self.task, description=line.split("  ")[0])
-        if self.bar.disable:
-            journal.say(line)
-        else:
-            self.bar.console.print(line)
+        return row
 
     def on_train_end(self, logs=None):
         self.journal.programs[self.phase] = self.meter.programs

@@ -10,12 +10,10 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags, logging
-from rich.console import Console
-from rich.markup import escape
+from absl import flags
 from rich.table import Table
 
-from flipkit import recipe
+from flipkit import commands, recipe
 from flipkit.errors import ConfigurationError, FlipkitError
 from flipkit.settings import split_settings
 
@@ -24,7 +22,7 @@ _JSON = flags.DEFINE_string("json", None, "File to write the numbers to.")
 
 def main(arguments):
     """Runs the command line; returns the exit code."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = commands.console()
     try:
         if len(arguments) < 2:
             raise ConfigurationError(
@@ -39,9 +37,13 @@ def main(arguments):
         console.print(model_table(plan, name))
         if len(plan["masking"]) > 1:
             console.print(masking_table(plan))
-        console.print(phases_table(plan))
+        few = max(1, (console.width - 28) // 14)  # that stand side by side
+        for first in range(0, len(plan["phases"]), few):
+            console.print(phases_table(plan, first, few))
+        told = f"{plan['flops']:.3g} FLOPs in all: matrix products, forward and backward, with what is "
+        console.print(f"{told}computed again to save memory (remat).")
         if plan["data"]["unknown"]:
-            console.print(f"Epochs are unknown. {escape(plan['data']['unknown'])}", highlight=False)
+            commands.say(console, f"Epochs are unknown. {plan['data']['unknown']}")
         if _JSON.value:
             path = pathlib.Path(_JSON.value)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,28 +57,36 @@ def main(arguments):
 
 def model_table(plan, name) -> Table:
     """The towers: parameters, tokens, FLOPs."""
-    columns = ("parameters", "with projection", "tokens", "forward FLOPs")
-    table = Table("", *columns, title=f"flipkit plan {name}")
+    columns = ("", "parameters", "with projection", "tokens", "forward FLOPs")
     unmasked = plan["masking"][0]
-    costs = unmasked["flops_by_tower"]
+    costs, caption = unmasked["flops_by_tower"], None
+    if "text" in costs:
+        share = costs["text"] / costs["image"]
+        caption = f"The text tower costs {share:.2%} of the unmasked image tower.\n"
+    title = f"flipkit plan {name}"
+    table = commands.table(*columns, title=title, caption=caption, numbers=True)
     for role, told in plan["towers"].items():
         sizes = [_counted(told[key]) for key in ("parameters", "with_projection")]
         row = (*sizes, _number(told["tokens"]), _giga(costs[role]))
         table.add_row(f"{role}: {told['encoder']}", *row)
         if "with_fixed_positions" in told:
-            table.add_row("  with fixed positions", _counted(told["with_fixed_positions"]))
+            table.add_row("  fixed positions too", _counted(told["with_fixed_positions"]))
     table.add_row("model", "", _counted(plan["parameters"]), "", _giga(unmasked["flops"]))
-    if "text" in costs:
-        share = costs["text"] / costs["image"]
-        table.caption = f"The text tower costs {share:.2%} of the unmasked image tower."
-    return _right(table)
+    return table
 
 
 def masking_table(plan) -> Table:
     """What masking saves of a forward pass."""
-    columns = ("mask ratio", "image tokens", "image FLOPs", "image + text FLOPs")
-    ratios = ("image alone", "both", "image alone*", "both*")
-    table = Table(*columns, *ratios, title="A pair's forward pass, masked")
+    columns = ("mask ratio", "image tokens", "image FLOPs", "with text")
+    ratios = ("image", "both", "image*", "both*")
+    table = commands.table(
+        *columns,
+        *ratios,
+        title="A pair's forward pass, masked",
+        caption="The last four are ratios to mask ratio 0. * as the paper counts, whose code embeds "
+        "every patch and drops some afterwards; flipkit drops them first.\n",
+        numbers=True,
+    )
     for row in plan["masking"]:
         table.add_row(
             f"{row['mask_ratio']:g}",
@@ -84,21 +94,18 @@ def masking_table(plan) -> Table:
             _giga(row["flops_by_tower"]["image"]),
             _giga(row["flops"]),
             f"{row['image_ratio']:.3f}",
-            f"{row['ratio']:.2f} ({row['ratio']:.4f})",
+            f"{row['ratio']:.4f}",
             f"{row['official_image_ratio']:.3f}",
-            f"{row['official_ratio']:.2f} ({row['official_ratio']:.4f})",
+            f"{row['official_ratio']:.4f}",
         )
-    table.caption = (
-        "Ratios are to mask ratio 0. * as the paper counts, whose code embeds every patch and drops some "
-        "afterwards; flipkit drops them first."
-    )
-    return _right(table)
+    return table
 
 
-def phases_table(plan) -> Table:
-    """How each phase trains, and what it costs."""
-    phases = plan["phases"]
-    table = Table("", *(f"phase {i}" for i in range(len(phases))), title="Training")
+def phases_table(plan, first=0, count=None) -> Table:
+    """How each phase trains, and what it costs: `count` of them from the `first`, or all."""
+    phases = plan["phases"][first:][:count]
+    names = (f"phase {first + i}" for i in range(len(phases)))
+    table = commands.table("", *names, title="Training", numbers=True)
 
     def row(label, shown):
         table.add_row(label, *(shown(phase) for phase in phases))
@@ -118,16 +125,6 @@ def phases_table(plan) -> Table:
     for tower in plan["towers"]:
         row(f"  of {tower}s", lambda p, t=tower: _giga(p["training_flops_per_pair"][t]))
     row("FLOPs", lambda p: f"{p['flops']:.3g}")
-    table.caption = (
-        f"{plan['flops']:.3g} FLOPs in all: matrix products, forward and backward, with what is computed "
-        "again to save memory (remat)."
-    )
-    return _right(table)
-
-
-def _right(table):
-    for column in table.columns[1:]:
-        column.justify = "right"
     return table
 
 
@@ -140,7 +137,7 @@ def _number(value):
 
 
 def _counted(value):
-    return f"{value:,}" if value < 1e7 else f"{value / 1e6:.0f} M ({value:,})"
+    return f"{value:,}" if value < 1e7 else f"{value / 1e6:,.1f} M"
 
 
 def _giga(value):
@@ -150,6 +147,4 @@ def _giga(value):
 if __name__ == "__main__":
     # Shapes need no accelerator, which a TPU would lend to one process only, perhaps one that trains.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    flags.FLAGS.set_gnu_getopt(True)
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    commands.start(main, _JSON)

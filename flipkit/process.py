@@ -1,5 +1,7 @@
-"""What a flipkit program asks of its process: large pages, and programs that are compiled once."""
+"""What a flipkit program asks of its process: large pages, programs that are compiled once, quiet."""
 
+import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import platform
@@ -21,6 +23,34 @@ def take_huge_pages():
         return
     os.environ["GLIBC_TUNABLES"] = _HUGE_PAGES
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+
+
+def skip_absent_tpu():
+    """Keeps JAX from looking for a TPU where libtpu is installed and no TPU is there.
+
+    The library prints errors of its own when it looks. JAX is told to use the CPU where that is all there
+    can be: the environment names no platform, JAX has no plugin for a GPU, and the machine shows no
+    TPU. Call it before JAX is imported.
+    """
+    if "JAX_PLATFORMS" in os.environ or "JAX_FORCE_TPU_INIT" in os.environ:
+        return
+    others = importlib.metadata.entry_points(group="jax_plugins")
+    if others or importlib.util.find_spec("jax_plugins") or not importlib.util.find_spec("libtpu"):
+        return
+    if not _tpu_devices():
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _tpu_devices(root=pathlib.Path("/")):
+    """Files that show a TPU: its device nodes, or a PCI device of Google's that may be one."""
+    found = [*root.glob("dev/accel*"), *root.glob("dev/vfio/[0-9]*")]
+    for vendor in root.glob("sys/bus/pci/devices/*/vendor"):
+        kind = vendor.with_name("class")
+        # Google's clouds have network (02) and storage (01) of the same vendor.
+        known = kind.is_file() and kind.read_text().strip()[:4] in ("0x01", "0x02")
+        if vendor.read_text().strip() == "0x1ae0" and not known:
+            found.append(vendor)
+    return found
 
 
 def cache_programs():

@@ -1,31 +1,34 @@
 """`python -m flipkit.run RECIPE [name=value ...] --workdir DIR`: trains what a recipe describes.
 
 RECIPE is a file with a function `recipe`, a name (--recipes lists them), or a run.json. name=value
-sets an argument of the recipe function, or anything in its run by a dotted path (--list shows them).
+sets an argument of the recipe function, or anything in its run by a dotted path. --list shows all that
+can be set and what it means, `--list model.image mask` what has one of these in its path.
 The same command again goes on from the last checkpoint.
 """
 
 import pathlib
 import sys
 
-from absl import app, flags, logging
-from rich.console import Console
+from absl import flags
+from rich.console import Group
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
-from flipkit import recipe
-from flipkit.errors import ConfigurationError, FlipkitError
+from flipkit import commands, recipe
+from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest_path
 from flipkit.process import cache_programs, take_huge_pages
-from flipkit.settings import REQUIRED, split_settings
+from flipkit.settings import split_settings
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/<recipe's name>.")
 _RECIPES = flags.DEFINE_bool("recipes", False, "List the recipes that have a name, and stop.")
-_LIST = flags.DEFINE_bool("list", False, "List what can be set in RECIPE, and stop.")
+_LIST = flags.DEFINE_bool("list", False, "List what can be set in RECIPE, what it means, and stop.")
 
 
 def main(arguments):
     """Runs the command line; returns the exit code."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = commands.console()
     try:
         if _RECIPES.value:
             console.print(recipes_table())
@@ -35,11 +38,12 @@ def main(arguments):
                 "Expected a recipe: python -m flipkit.run RECIPE [name=value ...] --workdir DIR. "
                 f"Known: {', '.join(recipe.names())}."
             )
-        name, *settings = arguments[1:]
+        name, *words = arguments[1:]
         function = recipe.load(name)
-        run = recipe.make(function, split_settings(settings))
+        parts = [word for word in words if _LIST.value and "=" not in word]
+        run = recipe.make(function, split_settings(w for w in words if w not in parts))
         if _LIST.value:
-            console.print(settings_table(function, run))
+            console.print(settings_list(function, run, parts, console.width))
             return 0
         cache_programs()
         path = pathlib.Path(name)
@@ -47,9 +51,7 @@ def main(arguments):
         workdir = pathlib.Path(_WORKDIR.value or f"runs/{short}")
         run.count_data()
         console.print(run_table(run, name, workdir))
-        run.start(
-            workdir, recipe=name, say=lambda text: console.print(escape(text), highlight=False)
-        )
+        run.start(workdir, recipe=name, say=lambda text: commands.say(console, text))
     except FlipkitError as problem:
         print(f"flipkit: {problem}", file=sys.stderr)
         return 2
@@ -58,7 +60,7 @@ def main(arguments):
 
 def recipes_table() -> Table:
     """Every recipe by name, with the first line of its docstring."""
-    table = Table("recipe", "what it is", title="Recipes")
+    table = commands.table("recipe", "what it is", title="Recipes")
     for name in recipe.names():
         try:
             what = recipe.summary(recipe.load(name))
@@ -68,15 +70,38 @@ def recipes_table() -> Table:
     return table
 
 
-def settings_table(function, run) -> Table:
-    """What name=value can set: the recipe's arguments first, then every path in its run."""
-    table = Table("name", "value", title="What can be set: name=value")
-    for name, value in recipe.dials(function).items():
-        told = "needed" if value is REQUIRED else escape(repr(value))
-        table.add_row(f"[bold]{name}[/bold]", f"{told}  (argument of the recipe)")
-    for path, value in run.paths().items():
-        table.add_row(path, escape(value if isinstance(value, str) else repr(value)))
-    return table
+def settings_list(function, run, parts=(), width=commands.WIDTH) -> Group:
+    """What name=value can set, as it is now, and what it means: below what owns it.
+
+    Args:
+        parts: only what has one of these in its path; none is all.
+
+    Raises:
+        UnknownName: nothing has such a part.
+    """
+    from flipkit import meanings  # imports Keras, which a mistake need not wait for
+
+    found = meanings.settings(function, run)
+    paths = [*recipe.dials(function), *run.paths()]
+    for part in parts:
+        if not any(part in path for path in paths):
+            heads = {path.partition(".")[0] for path in paths}
+            raise UnknownName(f"Nothing to set has {part!r}. {nearest_path(part, paths, heads)}")
+    shown, longest = (
+        [],
+        max(len(s.path) + 1 + len(s.value) for rows in found.values() for s in rows),
+    )
+    for title, settings in found.items():
+        rows = [s for s in settings if not parts or any(part in s.path for part in parts)]
+        if not rows and parts and not any(part in title.partition("=")[0] for part in parts):
+            continue
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(width=min(longest, 3 * width // 5), overflow="fold")
+        table.add_column()
+        for setting in rows:
+            table.add_row(Text(f"{setting.path}={setting.value}"), Text(setting.meaning))
+        shown += [Text(title, style="bold"), Padding(table, (0, 0, 1, 2), expand=False)]
+    return Group(*shown)
 
 
 def run_table(run, name, workdir) -> Table:
@@ -87,7 +112,7 @@ def run_table(run, name, workdir) -> Table:
     from flipkit import plugins
     from flipkit.encoders import shape_only, weights
 
-    table = Table(show_header=False, title=f"flipkit run {name}")
+    table = commands.table(title=f"flipkit run {name}")
     towers = {n: getattr(run.model, n) for n in ("image", "text") if hasattr(run.model, n)}
     table.add_row("model", " + ".join(_named(tower) for tower in towers.values()))
     counts = (f"{name} {weights(shape_only(tower)):,}" for name, tower in towers.items())
@@ -126,9 +151,7 @@ def _named(part):
 
 def start():
     """The console entry point."""
-    flags.FLAGS.set_gnu_getopt(True)  # flags may follow name=value
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    commands.start(main, _WORKDIR, _RECIPES, _LIST)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,15 @@
 
 Settings: `image` (a file; by default a scene of captioned shapes), `mask_ratio` (0.5), `maskers` (names;
 by default all that are installed and ask no tower), `patch_size` (16), `image_size` (224), `steps` (5, the
-columns), `seed` (0), `out` (masks.png). `model`, a `.keras` file or a finished run's folder, shows what the
-model's own masker keeps, at the size that it was trained with; at its ratio too, unless `mask_ratio` is
-told or it ended unmasked.
+columns), `seed` (0), `out` (masks.png). `model`, whatever kind `python -m flipkit.evaluate` takes, shows
+what the model's own masker keeps, at the size that it was trained with; at its ratio too, unless
+`mask_ratio` is told or it ended unmasked.
 """
 
 import pathlib
 import sys
 
-from absl import app, flags, logging
-
+from flipkit import commands
 from flipkit.errors import ConfigurationError, FlipkitError, nearest
 from flipkit.settings import as_like, parse, split_settings
 
@@ -110,10 +109,9 @@ def _of_maskers(image, mask_ratio, maskers, patch_size, image_size, steps, seed)
 
 def _of_model(where, image, mask_ratio, steps):
     """A row for the model's own masker; its patch size; the picture's title."""
-    from flipkit import load_model
-    from flipkit.evaluate import model_path
+    from flipkit import weights
 
-    model = load_model(model_path(where))
+    model = weights.load_any(where)
     model.mask_ratio = (model.mask_ratio or RATIO) if mask_ratio is None else mask_ratio
     size = model.image_size or model.image.image_size
     pixels = model.preprocessing.prepare([image or _scene(0)], size)
@@ -147,6 +145,4 @@ def _scene(seed):
 
 
 if __name__ == "__main__":
-    flags.FLAGS.set_gnu_getopt(True)
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    commands.start(main)

@@ -30,7 +30,8 @@ def recipe(
     """Trains tower and head; the nearer to the pixels, the slower.
 
     Args:
-        init, classes, names, label, test, images, scale: as in linear_probe.
+        init, classes, names, label, test, images, epochs, warmup_epochs, base_rate, scale: as in
+            linear_probe.
         layer_decay: factor on the learning rate from a block to the one before it.
         drop_path: of the last block; it grows from 0 at the first.
     """

@@ -29,10 +29,14 @@ def recipe(
 
     Args:
         init: what `flipkit.load_pretrained` reads; whose image tower is probed. None is a ViT-L/16 anew.
+        classes: how many there are; `names` tell it, too.
         names: text file with a class per line, where the labels are names; its lines are the classes.
         label: field of the samples' .json that holds the class.
         test: labelled shards to judge by, while it trains and at the end.
         images: pictures in an epoch.
+        epochs: passes over the pictures.
+        warmup_epochs: those in which the learning rate rises.
+        base_rate: learning rate for batches of 256; it grows with `batch_size`.
         scale: "tiny" makes of it a test on a CPU.
     """
     source = flipkit.weights.describe(init) if init else flip_vitl().model
