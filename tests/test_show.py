@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import flipkit
-from flipkit import show
+from flipkit import report, show
 
 
 @pytest.fixture
@@ -24,6 +24,58 @@ def test_it_draws_what_the_maskers_keep(tmp_path, photo, capsys):
     assert f"Picture: {out}" in capsys.readouterr().out
     with Image.open(out) as picture:
         assert picture.size[0] > 200
+
+
+@pytest.mark.parametrize("grey", [0, 128, 204, 255])
+def test_what_is_dropped_is_told_from_a_picture_of_any_brightness(tmp_path, grey):
+    pytest.importorskip("matplotlib")
+    pixels = np.full((16, 16, 3), grey, "uint8")
+    masks = np.array([[True, False, False, True]])
+    report.draw_masks([("", pixels, masks)], 8, tmp_path / "masks.png", title="")
+    with Image.open(tmp_path / "masks.png") as picture:
+        drawn = np.asarray(picture.convert("L")).astype(int)
+    height, width = drawn.shape
+    step = drawn[height // 4 : height - height // 8, width // 2 :]
+    kept = np.abs(step - grey) < 3
+    assert kept.mean() > 0.3  # two of the four patches, and the white around them
+    dropped = step[
+        ~kept
+    ]  # hatched in two greys, of which at least one is another than the picture's
+    assert ((np.abs(dropped - 204) < 3) | (grey == 204)).mean() > 0.2
+    assert (np.abs(dropped - 128) < 40).mean() > 0.05
+
+
+def test_the_picture_of_a_run_has_the_first_metric_of_each_evaluator():
+    names = [
+        *("attributes/accuracy", "retrieval/image_to_text/recall@1", "word_order/accuracy"),
+        *("retrieval/image_to_text/recall@5", "retrieval/text_to_image/recall@1"),
+        *("zero_shot/mrr", "zero_shot/seen/top1", "zero_shot/top1", "zero_shot/top5"),
+    ]
+    assert report.drawn(names) == [
+        *("attributes/accuracy", "retrieval/image_to_text/recall@1", "word_order/accuracy"),
+        *("retrieval/text_to_image/recall@1", "zero_shot/top1"),
+    ]
+
+
+def test_the_picture_of_a_run_says_what_it_leaves_out_and_what_is_no_number(tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    kept = []
+    monkeypatch.setattr(report, "_save", lambda figure, plt, path: kept.append(figure) or path)
+    found = {"zero_shot/top1": 0.25, "zero_shot/top5": 0.5, "zero_shot/count": 9}
+    rows = [
+        {"seconds": 2.0 * i, "phase": i // 3, "loss": loss, "image_to_text_accuracy": 0.5, **found}
+        for i, loss in enumerate([3.0, 2.0, float("nan"), 1.0], 1)
+    ]
+    report.draw_run(rows, tmp_path / "summary.png")
+    [figure] = kept
+    loss, _, evaluations = figure.axes
+    assert "not finite: 1 of 4" in loss.get_title()
+    assert figure.get_supxlabel() == "Not drawn: zero_shot/top5 (metrics.jsonl)"
+    assert [text.get_text() for text in evaluations.texts] == ["phase 1", "zero_shot/top1"]
+    for axis in figure.axes:
+        assert (axis.get_xlim()[0], axis.get_ylim()[0]) == (0, 0)
+    assert list(evaluations.lines[0].get_ydata()) == [25.0] * 4  # per cent
+    pyplot.close(figure)
 
 
 def test_what_it_draws_is_what_training_would_keep():
