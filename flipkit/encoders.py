@@ -54,13 +54,14 @@ class _Transformer(keras.layers.Layer):
         norm_epsilon=1e-6,
         impl="auto",
         remat=False,
+        layer_scale=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.dim, self.depth, self.heads, self.mlp_dim = dim, depth, heads, mlp_dim
         self.activation, self.causal, self.impl = activation, causal, impl
         self.dropout, self.drop_path, self.remat = dropout, drop_path, remat
-        self.norm_epsilon = norm_epsilon
+        self.norm_epsilon, self.layer_scale = norm_epsilon, layer_scale
         self.blocks = [
             TransformerBlock(
                 dim,
@@ -72,6 +73,7 @@ class _Transformer(keras.layers.Layer):
                 drop_path=drop_path * i / max(depth - 1, 1),  # from 0 to drop_path, as in timm
                 norm_epsilon=norm_epsilon,
                 impl=impl,
+                layer_scale=layer_scale,
                 dtype=self.dtype_policy,
                 name=f"block_{i:02d}",
             )
@@ -107,7 +109,8 @@ class _Transformer(keras.layers.Layer):
 
     def _transformer_config(self):
         names = ("dim", "depth", "heads", "mlp_dim", "activation", "dropout", "drop_path")
-        return {name: getattr(self, name) for name in (*names, "norm_epsilon", "impl", "remat")}
+        names += ("norm_epsilon", "impl", "remat", "layer_scale")
+        return {name: getattr(self, name) for name in names}
 
     def compute_output_shape(self, input_shape, **kwargs):
         return (input_shape[0], self.dim)
@@ -136,8 +139,8 @@ class ViT(_Transformer):
             "mean_patches" leaves it out; "class" is the class token alone; "map" is
             `flipkit.layers.AttentionPool`, as in SigLIP.
         final_norm: "before_pool", on every token, or "after_pool", on the pooled one.
-        dropout, drop_path, activation, norm_epsilon, impl: as in `flipkit.TransformerBlock`; drop_path
-            grows from 0 at the first block to its value at the last.
+        dropout, drop_path, activation, norm_epsilon, impl, layer_scale: as in
+            `flipkit.TransformerBlock`; drop_path grows from 0 at the first block to its value at the last.
         remat: whether a block's activations are computed again in the backward pass instead of kept.
 
     Call arguments:
@@ -328,8 +331,8 @@ class TextTransformer(_Transformer):
     Args:
         vocab: rows of the token table.
         length: tokens per text.
-        dim, depth, heads, mlp_dim, dropout, drop_path, activation, norm_epsilon, impl, remat: as in
-            `ViT`.
+        dim, depth, heads, mlp_dim, dropout, drop_path, activation, norm_epsilon, impl, remat,
+            layer_scale: as in `ViT`.
         causal: whether a token sees only earlier ones (CLIP) or all (FLIP).
         pool: "first" token (the official FLIP), "last" token, "eos": the token `eos`, "mean" of all
             tokens that are no padding.

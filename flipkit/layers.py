@@ -343,6 +343,36 @@ class MLP(keras.layers.Layer):
 
 
 @register
+class LayerScale(keras.layers.Layer):
+    """Each channel times a factor that is learned, (..., dim) -> (..., dim) (CaiT, arXiv 2103.17239).
+
+    Args:
+        dim: channels.
+        value: of every factor at first, such as 1e-5.
+    """
+
+    def __init__(self, dim, value, **kwargs):
+        super().__init__(**kwargs)
+        if not value >= 0:
+            raise ConfigurationError(f"Expected a layer scale from 0 up. Received: {value}")
+        self.dim, self.value = dim, value
+        self.supports_masking = True
+
+    def build(self, input_shape=None):
+        initial = keras.initializers.Constant(self.value)
+        self.gamma = self.add_weight(shape=(self.dim,), initializer=initial, name="gamma")
+
+    def call(self, x):
+        return x * ops.cast(self.gamma, x.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "dim": self.dim, "value": self.value}
+
+
+@register
 class AttentionPool(keras.layers.Layer):
     """Pools tokens by attention, (batch, length, dim) -> (batch, dim): SigLIP's head "map".
 
@@ -410,6 +440,7 @@ class TransformerBlock(keras.layers.Layer):
         dropout: rate on both branches' outputs.
         drop_path: rate at which a row skips a branch (stochastic depth).
         norm_epsilon: of the LayerNorms: 1e-6 in FLIP, 1e-5 in CLIP.
+        layer_scale: what the factors of a branch's channels begin as (`LayerScale`); None is no factors.
     """
 
     def __init__(
@@ -424,22 +455,31 @@ class TransformerBlock(keras.layers.Layer):
         drop_path=0.0,
         norm_epsilon=1e-6,
         impl="auto",
+        layer_scale=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.dim, self.heads, self.mlp_dim, self.causal = dim, heads, mlp_dim, causal
         self.norm_epsilon = norm_epsilon
         self.activation, self.impl = activation, impl
-        self.dropout, self.drop_path = dropout, drop_path
+        self.dropout, self.drop_path, self.layer_scale = dropout, drop_path, layer_scale
         self.supports_masking = True
         policy = self.dtype_policy
         self.attention_norm = layer_norm("attention_norm", policy, norm_epsilon)
         self.attention = Attention(dim, heads, causal, impl, dtype=policy, name="attention")
         self.mlp_norm = layer_norm("mlp_norm", policy, norm_epsilon)
         self.mlp = MLP(dim, mlp_dim or 4 * dim, activation, dtype=policy, name="mlp")
+        self.attention_scales = self._scales("attention")
+        self.mlp_scales = self._scales("mlp")
         # The rates are kept in the layers; a rate of 0 makes no layer and no state.
         self.attention_drops = self._drops("attention")
         self.mlp_drops = self._drops("mlp")
+
+    def _scales(self, branch):
+        if self.layer_scale is None:
+            return []
+        name = f"{branch}_scale"
+        return [LayerScale(self.dim, self.layer_scale, dtype=self.dtype_policy, name=name)]
 
     def _drops(self, branch):
         rates = {"dropout": (self.dropout, None), "drop_path": (self.drop_path, (None, 1, 1))}
@@ -452,7 +492,8 @@ class TransformerBlock(keras.layers.Layer):
     def build(self, input_shape):
         shape = (None, None, self.dim)
         children = [self.attention_norm, self.attention, self.mlp_norm, self.mlp]
-        for layer in children + self.attention_drops + self.mlp_drops:
+        children += self.attention_scales + self.attention_drops + self.mlp_scales + self.mlp_drops
+        for layer in children:
             if not layer.built:
                 layer.build(shape)
 
@@ -463,20 +504,23 @@ class TransformerBlock(keras.layers.Layer):
 
     def call(self, x, mask=None, training=False):
         branch = self.attention(self.attention_norm(x), mask=mask)
-        for drop in self.attention_drops:
-            branch = drop(branch, training=training)
-        x = x + branch
+        x = x + self._scaled(branch, self.attention_scales, self.attention_drops, training)
         branch = self.mlp(self.mlp_norm(x))
-        for drop in self.mlp_drops:
+        return x + self._scaled(branch, self.mlp_scales, self.mlp_drops, training)
+
+    def _scaled(self, branch, scales, drops, training):
+        for scale in scales:
+            branch = scale(branch)
+        for drop in drops:
             branch = drop(branch, training=training)
-        return x + branch
+        return branch
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
         names = ("dim", "heads", "mlp_dim", "causal", "activation", "dropout", "drop_path")
-        names += ("norm_epsilon", "impl")
+        names += ("norm_epsilon", "impl", "layer_scale")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import flipkit
-from flipkit import layers
+from flipkit import layers, paths
 from flipkit.errors import ConfigurationError
 from flipkit.random import Seed, seed_scope
 
@@ -474,16 +474,22 @@ def scrambled(layer):
     return layer
 
 
-def test_a_block_is_its_formula():
-    block = scrambled(layers.TransformerBlock(8, 2, mlp_dim=12, causal=True))
+@pytest.mark.parametrize("layer_scale", [None, 1e-5])
+def test_a_block_is_its_formula(layer_scale):
+    block = scrambled(
+        layers.TransformerBlock(8, 2, mlp_dim=12, causal=True, layer_scale=layer_scale)
+    )
+    factors = [1.0, 1.0]
+    if layer_scale:
+        factors = [np.asarray(s.gamma) for s in block.attention_scales + block.mlp_scales]
     x = noise(2, 5, 8)
-    expected = x + reference_attention(
+    expected = x + factors[0] * reference_attention(
         block.attention, layer_norm(x, block.attention_norm), causal=True
     )
     (up, up_bias), (down, down_bias) = weight(block.mlp, "up"), weight(block.mlp, "down")
     hidden = layer_norm(expected, block.mlp_norm) @ up + up_bias
     hidden = hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3))) / 2
-    expected = expected + hidden @ down + down_bias
+    expected = expected + factors[1] * (hidden @ down + down_bias)
     np.testing.assert_allclose(run(block, x), expected, atol=1e-5)
 
 
@@ -492,10 +498,23 @@ def test_the_mlp_is_four_times_as_wide_unless_told():
     assert layers.TransformerBlock(8, 2, mlp_dim=6).mlp.hidden == 6
 
 
+def test_layer_scale_begins_at_its_value_under_names_that_do_not_decay():
+    block = layers.TransformerBlock(8, 2, layer_scale=0.25)
+    block.build((None, None, 8))
+    found = {paths.canonical(v.path): v for v in block.variables if "_scale/" in v.path}
+    assert set(found) == {"attention_scale/gamma", "mlp_scale/gamma"}
+    for variable in found.values():
+        np.testing.assert_array_equal(variable, np.full(8, 0.25, "float32"))
+    assert all(paths.matches("gamma", path) for path in found)  # which the recipes exempt
+    with pytest.raises(ConfigurationError, match="from 0 up"):
+        layers.TransformerBlock(8, 2, layer_scale=-1.0)
+
+
 def test_a_rate_of_0_makes_no_layer_and_no_state():
     block = layers.TransformerBlock(8, 2)
     block.build((None, None, 8))
     assert not block.attention_drops + block.mlp_drops
+    assert not block.attention_scales + block.mlp_scales
     assert not block.non_trainable_variables
 
 
@@ -536,7 +555,9 @@ def test_dropout_in_a_block_is_off_outside_training():
             dropout=0.1,
             drop_path=0.2,
             impl="einsum",
+            layer_scale=0.1,
         ),
+        layers.LayerScale(8, 0.1, name="scale"),
     ],
     ids=lambda layer: type(layer).__name__,
 )

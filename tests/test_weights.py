@@ -13,7 +13,7 @@ from keras import ops
 import flipkit
 from flipkit import convert, weights
 from flipkit.errors import ConfigurationError, UnknownName
-from flipkit.weights import tensors, tokenizer_files
+from flipkit.weights import tensors, timm_class, tokenizer_files
 from flipkit.weights.torch_layout import own_tensors
 
 SMALL = {"dim": 16, "depth": 1, "heads": 2}
@@ -333,6 +333,103 @@ def test_unknown_names_are_answered_with_the_nearest(clip, tmp_path):
 def test_tensors_alone_do_not_tell_their_model(stored):
     with pytest.raises(ConfigurationError, match="the folder that holds its config"):
         flipkit.load_pretrained(stored)
+
+
+# Layer scale ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scaled():
+    """A CLIP with layer scale in both towers, and a class token without a position as DeiT III has."""
+    image = {**CLIP, "class_position": False, "pre_norm": False, "layer_scale": 1e-5}
+    text = {"causal": True, "pool": "eos", "activation": "gelu", "layer_scale": 0.5}
+    return model({**image, "norm_epsilon": 1e-6}, text)
+
+
+def test_layer_scale_goes_to_open_clip_and_comes_back(scaled, tmp_path):
+    path = tmp_path / "scaled"
+    flipkit.save_as(scaled, "open_clip", path)
+    config = json.loads((path / "open_clip_config.json").read_text())["model_cfg"]
+    sections = [config[f"{role}_cfg"] for role in ("vision", "text")]
+    assert [section["ls_init_value"] for section in sections] == [1e-5, 0.5]
+    held = tensors.read_safetensors(path / "open_clip_model.safetensors")
+    for tower in ("visual.", ""):
+        for number in (1, 2):
+            assert held[f"{tower}transformer.resblocks.0.ls_{number}.gamma"].shape == (16,)
+    back = flipkit.load_pretrained(path)
+    assert (back.image.layer_scale, back.text.layer_scale) == (1e-5, 0.5)
+    same_weights(back, scaled)
+    config["vision_cfg"]["ls_init_value"] = "small"
+    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    with pytest.raises(ConfigurationError, match=r"vision_cfg\.ls_init_value='small'"):
+        flipkit.load_pretrained(path)
+
+
+def as_timms(held):
+    """open_clip's tensors of `scaled` under the names of timm's ViT, whose patch embedding has a bias."""
+    names = {
+        "ln_1.": "norm1.",
+        "ln_2.": "norm2.",
+        "attn.in_proj_": "attn.qkv.",
+        "attn.out_proj.": "attn.proj.",
+        "mlp.c_fc.": "mlp.fc1.",
+        "mlp.c_proj.": "mlp.fc2.",
+        "ls_1.": "ls1.",
+        "ls_2.": "ls2.",
+        "visual.transformer.resblocks.": "visual.trunk.blocks.",
+        "visual.ln_post.": "visual.trunk.norm.",
+        "visual.conv1.": "visual.trunk.patch_embed.proj.",
+    }
+    found = {}
+    for name, value in held.items():
+        if name.startswith("visual."):
+            for ours, theirs in names.items():
+                name = name.replace(ours, theirs)
+        found[name] = value
+    found["visual.trunk.patch_embed.proj.bias"] = np.zeros(16, "float32")
+    found["visual.trunk.cls_token"] = found.pop("visual.class_embedding").reshape(1, 1, 16)
+    found["visual.trunk.pos_embed"] = found.pop("visual.positional_embedding")[None, 1:]
+    found["visual.head.proj.weight"] = found.pop("visual.proj").T
+    return found
+
+
+@pytest.mark.parametrize(("pool", "told"), [("token", None), ("avg", None), ("map", "timm_pool")])
+def test_timms_towers_with_layer_scale_are_read(scaled, pool, told, tmp_path, monkeypatch):
+    name = "deit3_small_patch16_224"
+    real = timm_class.towers()[name]
+    assert {"layer_scale": 1e-6, "class_position": False}.items() <= real.items()
+    tiny = {**real, "image_size": 16, "patch_size": 4, **SMALL}
+    monkeypatch.setattr(timm_class, "towers", lambda: {name: tiny})
+    path = tmp_path / "scaled"
+    flipkit.save_as(scaled, "open_clip", path)
+    file = path / "open_clip_model.safetensors"
+    held = {n: np.array(value) for n, value in tensors.read_safetensors(file).items()}
+    tensors.write_safetensors(as_timms(held), {}, file)
+    config = json.loads((path / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"] = {
+        "timm_model_name": name,
+        "timm_pool": pool,
+        "image_size": 16,
+    }
+    (path / "open_clip_config.json").write_text(json.dumps(config))
+    if told:
+        with pytest.raises(ConfigurationError, match=told):
+            flipkit.load_pretrained(path)
+        return
+    found = flipkit.load_pretrained(path)
+    assert found.image.pool == ("class" if pool == "token" else "mean_patches")
+    for part, variable in tensors.weights(scaled).items():
+        np.testing.assert_array_equal(tensors.weights(found)[part], variable, err_msg=part)
+    if pool == "avg":  # and out again, as a tower of open_clip's own
+        flipkit.save_as(found, "open_clip", tmp_path / "own", verify=True)
+
+
+@pytest.mark.parametrize("format", ["huggingface", "big_vision"])
+def test_layer_scale_is_refused_by_name_where_there_is_no_word_for_it(format, scaled, tmp_path):
+    with pytest.raises(ConfigurationError) as problem:
+        flipkit.save_as(scaled, format, tmp_path / "scaled.npz")
+    for option in ("image.layer_scale=1e-05", "text.layer_scale=0.5"):
+        assert option in str(problem.value)
 
 
 # As others write them ---------------------------------------------------------------------------

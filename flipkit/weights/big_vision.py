@@ -36,6 +36,7 @@ _IMAGE = {
     "activation": "gelu_tanh",
     "class_position": False,
     "final_norm": "before_pool",
+    "layer_scale": None,
     "norm_epsilon": 1e-6,
     "patch_bias": True,
     "positions": "learned",
@@ -44,6 +45,7 @@ _IMAGE = {
 _TEXT = {
     "activation": "gelu_tanh",
     "causal": False,
+    "layer_scale": None,
     "mask_padding": False,
     "norm_epsilon": 1e-6,
     "pool": "last",

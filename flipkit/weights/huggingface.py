@@ -381,7 +381,8 @@ def _preprocessing(path, kind, size) -> Preprocessing:
     mean, std = STATISTICS["clip" if clip else "half"]
     values, source = _processor(path)
     if values is None:
-        return preprocessing(mean, std, "bicubic", "shortest" if clip else "squash")
+        mode = "shortest" if clip else "squash"
+        return preprocessing(mean, std, "bicubic", mode, "transformers")
     config = Config(values, source)
     config.ignore("_valid_processor_keys", "do_convert_rgb", "feature_extractor_type")
     config.ignore("image_processor_type", "processor_class", "valid_processor_keys")
@@ -403,7 +404,8 @@ def _preprocessing(path, kind, size) -> Preprocessing:
             f"Expected pictures of {size} pixels, resized by their shorter side and cut, or resized to a "
             f"square. Received: size={resized}, do_center_crop={crop}, crop_size={cut} in {source}"
         )
-    return preprocessing(*found, _RESAMPLE[resample], "shortest" if crop else "squash")
+    mode = "shortest" if crop else "squash"
+    return preprocessing(*found, _RESAMPLE[resample], mode, "transformers")
 
 
 def _processor(path):
@@ -460,6 +462,8 @@ def _problems(model, siglip):
     for role, tower in (("image", image), ("text", text)):
         if tower.activation not in _ACTIVATIONS.values():
             problems.append(f"{role}.activation={tower.activation!r}: unknown there")
+        if tower.layer_scale is not None:
+            problems.append(f"{role}.layer_scale={tower.layer_scale}: its blocks have none")
     if model.preprocessing.interpolation not in INTERPOLATIONS:
         problems.append(f"preprocessing.interpolation: expected one of {INTERPOLATIONS}")
     return problems

@@ -1,5 +1,6 @@
 """open_clip's folders: open_clip_config.json beside open_clip_model.safetensors; ViT towers."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ from flipkit.errors import ConfigurationError, nearest
 from flipkit.maskers import RandomMasker
 from flipkit.model import FLIP
 from flipkit.preprocessing import STATISTICS
-from flipkit.weights import timm_siglip, tokenizer_files
+from flipkit.weights import timm_class, timm_siglip, tokenizer_files
 from flipkit.weights.foreign import (
     INTERPOLATIONS,
     MOST_LAYERS,
@@ -30,6 +31,7 @@ from flipkit.weights.tensors import (
 )
 from flipkit.weights.torch_layout import (
     convolution,
+    layer_scales,
     linear,
     logit_scale,
     logit_scale_limit,
@@ -78,8 +80,9 @@ def read(path: pathlib.Path) -> FLIP:
             f"text.{name}" if name.startswith(_TEXT_PARTS) else name: tensor
             for name, tensor in tensors.items()
         }
-    model = _model(model_config, preprocess, tensors, path)
-    load(model, entries(model, "text." if custom_text else ""), tensors, str(path))
+    model, timm = _model(model_config, preprocess, tensors, path)
+    found = entries(model, "text." if custom_text else "", timm)
+    load(model, found, tensors, str(path))
     return model
 
 
@@ -97,18 +100,24 @@ def write(model: FLIP, path: pathlib.Path):
     write_json(config, path / CONFIG)
 
 
-def entries(model: FLIP, text: str = "") -> list[Entry]:
+def entries(model: FLIP, text: str = "", timm: bool = False) -> list[Entry]:
     """open_clip's tensors, and what of `model` each one holds.
 
     Args:
         text: what stands before the names of the text tower: "text." with custom_text.
+        timm: whether the image tower is one of timm's; SigLIP's always is.
     """
-    image = timm_siglip.entries if model.image.pool == "map" else _image_entries
+    if model.image.pool == "map":
+        image = timm_siglip.entries(model.image)
+    elif timm:
+        image = timm_class.entries(model.image, model.image_head)
+    else:
+        image = _image_entries(model.image)
     found = [
-        *image(model.image),
+        *image,
         same(f"{text}token_embedding.weight", "text/token_embedding"),
         same(f"{text}positional_embedding", "text/position"),
-        *_blocks(f"{text}transformer", "text", model.text.depth),
+        *_blocks(f"{text}transformer", "text", model.text),
         *norm(f"{text}ln_final", "text/norm"),
         same("logit_scale", "logit_scale"),
     ]
@@ -128,20 +137,21 @@ def _image_entries(image):
         same("visual.class_embedding", "image/class_token", (image.dim,)),
         positions("visual.positional_embedding", image, bias=image.patch_bias),
         *(norm("visual.ln_pre", "image/pre_norm") if image.pre_norm else []),
-        *_blocks("visual.transformer", "image", image.depth),
+        *_blocks("visual.transformer", "image", image),
         *norm("visual.ln_post", "image/norm"),
         same("visual.proj", "image_projection/kernel"),
     ]
 
 
-def _blocks(name, tower, depth):
-    for i in range(depth):
-        theirs, ours = f"{name}.resblocks.{i}", f"{tower}/block_{i:02d}"
+def _blocks(name, role, tower):
+    for i in range(tower.depth):
+        theirs, ours = f"{name}.resblocks.{i}", f"{role}/block_{i:02d}"
         yield from norm(f"{theirs}.ln_1", f"{ours}/attention_norm")
         yield from stacked_attention(f"{theirs}.attn", f"{ours}/attention")
         yield from norm(f"{theirs}.ln_2", f"{ours}/mlp_norm")
         yield from linear(f"{theirs}.mlp.c_fc", f"{ours}/mlp/up")
         yield from linear(f"{theirs}.mlp.c_proj", f"{ours}/mlp/down")
+        yield from layer_scales(tower, f"{theirs}.ls_1", f"{theirs}.ls_2", ours)
 
 
 # Reading ----------------------------------------------------------------------------------------
@@ -163,52 +173,60 @@ def _model(config, preprocess, tensors, path):
     vision, language = config.section("vision_cfg"), config.section("text_cfg")
     config.close()
     mask_ratio = vision.take("patch_dropout", 0.0)
-    image = _image(vision, quick_gelu, tensors)
+    timm = vision.take("timm_model_name")
+    image, image_head = (
+        _image(vision, quick_gelu, tensors) if timm is None else _timm_image(vision, timm)
+    )
     proj_type = language.require("proj_type", "linear", "none")
     text_head = "affine" if language.take("proj_bias", False) else "linear"
     named = language.take("hf_tokenizer_name")
     language.ignore("tokenizer_mode", "tokenizer_kwargs")
     text = _text(language, quick_gelu)
-    return FLIP(
+    made = FLIP(
         image,
         text,
         mask_ratio=mask_ratio,
         dim=dim,
-        image_head=None if image.pool == "map" else "linear",
+        image_head=image_head,
         text_head=text_head if proj_type == "linear" else None,
         max_logit_scale=logit_scale_limit(tensors.get("logit_scale", np.zeros(1))),
         init_logit_bias=bias,
         preprocessing=_preprocessing(preprocess, image.image_size),
         tokenizer=tokenizer_files.byte_pairs(path, text.vocab) if named is None else None,
     )
+    return made, timm is not None
 
 
 def _timm_image(config, name):
-    """Timm's tower `name`: its SigLIPs."""
-    known = timm_siglip.towers()
-    if name not in known:
+    """Timm's tower `name` and the head on it."""
+    siglip, others = timm_siglip.towers(), timm_class.towers()
+    if name not in siglip | others:
         raise ConfigurationError(
-            f"{config.source}: timm_model_name={name!r}; of timm's towers flipkit has those of SigLIP. "
-            f"{nearest(str(name), known)}"
+            f"{config.source}: timm_model_name={name!r}; of timm's towers flipkit has those of SigLIP, "
+            f"DeiT III and DINOv2. {nearest(str(name), siglip | others)}"
         )
+    options = (siglip | others)[name]
+    pools = {"map": "map", "": "map"} if name in siglip else timm_class.POOLS
+    heads = {"none": None} if name in siglip else {"linear": "linear", "none": None}
     pool, head = config.take("timm_pool", "avg"), config.take("timm_proj", "linear")
     size = _size(config, "image_size", 224)
-    if pool not in ("map", "") or head != "none" or size != known[name]["image_size"]:
+    if pool not in pools or head not in heads or size != options["image_size"]:
         raise ConfigurationError(
-            f"{config.source}: expected timm_pool='map', timm_proj='none' and the image_size of {name}. "
-            f"Received: timm_pool={pool!r}, timm_proj={head!r}, image_size={size}"
+            f"{config.source}: expected of {name} timm_pool in {list(pools)}, timm_proj in {list(heads)} "
+            f"and image_size={options['image_size']}. Received: timm_pool={pool!r}, "
+            f"timm_proj={head!r}, image_size={size}"
         )
+    bias = bool(config.take("timm_proj_bias", False))
     # Those of training, and those whose values the name replaces.
-    config.ignore("timm_model_pretrained", "timm_proj_bias", "timm_drop", "timm_drop_path")
-    config.ignore("patch_size", "width", "layers", "head_width", "mlp_ratio")
+    config.ignore("timm_model_pretrained", "timm_drop", "timm_drop_path")
+    config.ignore("patch_size", "width", "layers", "head_width", "mlp_ratio", "ls_init_value")
     config.close()
-    return ViT(**known[name])
+    head = "affine" if bias and heads[head] else heads[head]
+    return ViT(**{**options, "pool": pools[pool]}), head
 
 
 def _image(config, quick_gelu, tensors):
-    timm_name = config.take("timm_model_name")
-    if timm_name is not None:
-        return _timm_image(config, timm_name)
+    """open_clip's own tower and the head on it."""
     config.require("attentional_pool", None, False)
     config.ignore(
         "attn_pooler_queries", "attn_pooler_heads", "output_tokens", "timm_model_pretrained"
@@ -226,7 +244,7 @@ def _image(config, quick_gelu, tensors):
     after = bool(config.take("final_ln_after_pool", False))
     pre_norm = not config.take("no_ln_pre", False)
     config.close()
-    return ViT(
+    image = ViT(
         size,
         patch,
         patch_bias=False,
@@ -235,6 +253,7 @@ def _image(config, quick_gelu, tensors):
         final_norm="after_pool" if after else "before_pool",
         **options,
     )
+    return image, "linear"
 
 
 def _text(config, quick_gelu):
@@ -268,7 +287,11 @@ def _stack(config, quick_gelu, width, head_width):
     width = config.whole("width", width)
     heads = config.whole("heads", 8) if head_width is None else None
     heads = heads or max(1, width // config.whole("head_width", head_width))
-    config.require("ls_init_value", None)
+    scale = config.take("ls_init_value")
+    if scale is not None and (type(scale) not in (int, float) or not 0 <= scale < math.inf):
+        raise ConfigurationError(
+            f"{config.source}: {config.name}ls_init_value={scale!r}; expected a number from 0 up"
+        )
     config.require("block_type", None, "default", "custom")  # "custom" alone changes nothing
     for name in ("qk_norm", "scaled_cosine_attn", "scale_heads"):
         config.require(name, False)
@@ -288,6 +311,7 @@ def _stack(config, quick_gelu, width, head_width):
         "mlp_dim": int(width * config.number("mlp_ratio", 4.0)),
         "activation": "quick_gelu" if quick_gelu else "gelu_tanh" if tanh else "gelu",
         "norm_epsilon": epsilon,
+        "layer_scale": scale,
     }
 
 
@@ -319,7 +343,7 @@ def _preprocessing(config, size):
             f"{config.source} has pictures of {wanted} pixels for a tower of {size} pixels."
         )
     config.close()
-    return preprocessing(mean, std, interpolation, mode)
+    return preprocessing(mean, std, interpolation, mode, "open_clip")
 
 
 # Writing ----------------------------------------------------------------------------------------
@@ -336,6 +360,10 @@ def _problems(model):
         if timm_siglip.name_of(image) is None:
             problems.append(
                 'image.pool="map": it has that in timm\'s SigLIP towers, with all their sizes'
+            )
+        if image.layer_scale is not None:
+            problems.append(
+                f"image.layer_scale={image.layer_scale}: timm's SigLIP towers have none"
             )
     elif not image.class_token:
         problems.append("image.class_token=False: its towers always have one")
@@ -417,6 +445,8 @@ def _stack_config(tower):
         ratio = (hidden + 0.5) / tower.dim
     config = {"width": tower.dim, "layers": tower.depth, "mlp_ratio": ratio}
     config["norm_kwargs"] = {"eps": tower.norm_epsilon}
+    if tower.layer_scale is not None:
+        config["ls_init_value"] = tower.layer_scale
     if tower.activation == "gelu_tanh":
         config["act_kwargs"] = {"approximate": "tanh"}
     return config

@@ -2,7 +2,7 @@
 
 from flipkit.encoders import ViT
 from flipkit.weights.tensors import Entry
-from flipkit.weights.torch_layout import convolution, linear, norm, same, stacked
+from flipkit.weights.torch_layout import convolution, layer_scales, linear, norm, same, stacked
 
 _SIZES = {  # width, depth, heads, hidden units
     "base": (768, 12, 12, 3072),
@@ -20,7 +20,7 @@ _TOWERS = {
     ("so400m", 16): {256: "gelu_tanh", 384: "gelu_tanh", 512: "gelu_tanh"},
     ("giantopt", 16): {256: "gelu_tanh", 384: "gelu_tanh"},
 }
-_TRUNK = "visual.trunk"
+TRUNK = "visual.trunk"
 
 
 def towers() -> dict[str, dict]:
@@ -44,6 +44,7 @@ def towers() -> dict[str, dict]:
                 "pre_norm": False,
                 "pool": "map",
                 "final_norm": "before_pool",
+                "layer_scale": None,
             }
     return found
 
@@ -60,14 +61,10 @@ def name_of(image: ViT) -> str | None:
 
 def entries(image: ViT) -> list[Entry]:
     """The tower's tensors in open_clip, and what of a model each one holds."""
-    pool, ours = f"{_TRUNK}.attn_pool", "image/pool"
-    found = [
-        same(f"{_TRUNK}.pos_embed", "image/position", (1, image.patches, image.dim)),
-        convolution(
-            f"{_TRUNK}.patch_embed.proj.weight", "image/patch_embed/kernel", image.patch_size
-        ),
-        same(f"{_TRUNK}.patch_embed.proj.bias", "image/patch_embed/bias"),
-        *norm(f"{_TRUNK}.norm", "image/norm"),
+    pool, ours = f"{TRUNK}.attn_pool", "image/pool"
+    return [
+        same(f"{TRUNK}.pos_embed", "image/position", (1, image.patches, image.dim)),
+        *blocks(image),
         same(f"{pool}.latent", f"{ours}/probe"),
         *linear(f"{pool}.q", f"{ours}/attention/query"),
         *stacked(
@@ -80,8 +77,19 @@ def entries(image: ViT) -> list[Entry]:
         *linear(f"{pool}.mlp.fc1", f"{ours}/mlp/up"),
         *linear(f"{pool}.mlp.fc2", f"{ours}/mlp/down"),
     ]
+
+
+def blocks(image: ViT) -> list[Entry]:
+    """The tensors that all of timm's ViTs have alike: patches, blocks, the last norm."""
+    found = [
+        convolution(
+            f"{TRUNK}.patch_embed.proj.weight", "image/patch_embed/kernel", image.patch_size
+        ),
+        same(f"{TRUNK}.patch_embed.proj.bias", "image/patch_embed/bias"),
+        *norm(f"{TRUNK}.norm", "image/norm"),
+    ]
     for i in range(image.depth):
-        theirs, block = f"{_TRUNK}.blocks.{i}", f"image/block_{i:02d}"
+        theirs, block = f"{TRUNK}.blocks.{i}", f"image/block_{i:02d}"
         parts = [f"{block}/attention/{part}" for part in ("query", "key", "value")]
         found += norm(f"{theirs}.norm1", f"{block}/attention_norm")
         found += stacked(f"{theirs}.attn.qkv.weight", f"{theirs}.attn.qkv.bias", parts)
@@ -89,4 +97,5 @@ def entries(image: ViT) -> list[Entry]:
         found += norm(f"{theirs}.norm2", f"{block}/mlp_norm")
         found += linear(f"{theirs}.mlp.fc1", f"{block}/mlp/up")
         found += linear(f"{theirs}.mlp.fc2", f"{block}/mlp/down")
+        found += layer_scales(image, f"{theirs}.ls1", f"{theirs}.ls2", block)
     return found

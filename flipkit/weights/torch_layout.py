@@ -86,6 +86,14 @@ def stacked_attention(name: str, path: str) -> list[Entry]:
     ]
 
 
+def layer_scales(tower, attention: str, mlp: str, block: str) -> list[Entry]:
+    """The factors of both branches of a block of `tower`, where it has any."""
+    if tower.layer_scale is None:
+        return []
+    names = {attention: "attention_scale", mlp: "mlp_scale"}
+    return [same(f"{name}.gamma", f"{block}/{own}/gamma") for name, own in names.items()]
+
+
 def convolution(name: str, path: str, patch_size: int) -> Entry:
     """A kernel (pixels of a patch, dim), channels fastest, as a convolution's (dim, 3, size, size)."""
 
