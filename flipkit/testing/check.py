@@ -1,10 +1,9 @@
 """A check, how it ends, and what all components must do."""
 
+import contextlib
 import dataclasses
+import functools
 import json
-import os
-import subprocess
-import sys
 import unittest
 from collections.abc import Callable, Iterable
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from flipkit import registry
 from flipkit.errors import ConfigurationError, nearest
+from flipkit.testing.elsewhere import Elsewhere
 
 
 class CheckFailed(AssertionError):
@@ -27,6 +27,8 @@ class Check:
     function: Callable[[], None]
     expected_failure: str | None = None  # why it fails on purpose
     slow: bool = False  # whether it takes seconds: it trains, or starts a process
+    # Starts what a slow one waits for, in the background; for those who will run it a little later.
+    begin: Callable[[], None] = dataclasses.field(default=lambda: None, compare=False)
 
     def __str__(self):
         return self.name
@@ -78,7 +80,7 @@ def slow(check):
 
 
 class Checks:
-    """Methods without an underscore are checks; they run in the order they are written in."""
+    """Methods without an underscore are checks, in the order they are written in, the slow ones last."""
 
     kind: type = object
 
@@ -98,11 +100,13 @@ class Checks:
         ]
         for name in expected.keys() - set(names):
             raise ConfigurationError(f"There is no check {name!r}. {nearest(name, names)}")
-        return [
+        known = [
             Check(name, method := getattr(self, name), expected.get(name), hasattr(method, "slow"))
             for name in names
             if self._asked(name)
         ]
+        slow = [dataclasses.replace(c, begin=self._begin) for c in known if c.slow]
+        return [c for c in known if not c.slow] + slow
 
     def _asked(self, name):
         """Whether a check is wanted: those that a clock decides are where a time is given."""
@@ -135,16 +139,27 @@ class Checks:
     @slow
     def starts_no_backend_when_imported(self):
         """Flipkit places devices after the plugins are loaded."""
-        module = module_of(self._make())
-        said = fresh(
-            f"import importlib, sys; importlib.import_module({module!r})\n"
-            "bridge = sys.modules.get('jax._src.xla_bridge')\n"
-            "print(bool(bridge and bridge.backends_are_initialized()))"
-        )
         told = (
-            f"`import {module}` to start no JAX backend: arrays, keys, layers belong in functions"
+            f"`import {module_of(self._make())}` to start no JAX backend: arrays, keys, layers belong "
+            "in functions"
         )
-        expect(said == "False", told, "a backend that runs")
+        expect(not self._told("backend"), told, "a backend that runs")
+
+    @functools.cached_property
+    def _elsewhere(self):
+        """The fresh process of this component, in which all looks that need one are taken."""
+        return Elsewhere(module_of(self._make()))
+
+    def _begin(self):
+        with contextlib.suppress(Exception):  # what needs it raises it again
+            self._elsewhere  # noqa: B018
+
+    def _told(self, name):
+        try:
+            return self._elsewhere.tell(name)
+        except RuntimeError as problem:
+            told = f"Expected a fresh process to manage. Received: {problem}"
+            raise CheckFailed(told) from problem
 
 
 # What is checked
@@ -164,9 +179,6 @@ def sample_of(make):
         return None
 
 
-# Processes of their own
-
-
 def module_of(component):
     """The module of its class, by a name that another process can import."""
     module = type(component).__module__
@@ -175,22 +187,6 @@ def module_of(component):
             "Expected a class in a module that another process can import. Received: one in __main__"
         )
     return module
-
-
-def fresh(code, devices=None):
-    """The last line that `code` prints in a process of its own."""
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    if devices:
-        flags = os.environ.get("XLA_FLAGS", "")
-        variables["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
-        variables["JAX_PLATFORMS"] = "cpu"
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:] or ["nothing"]
-        raise CheckFailed(f"Expected a fresh process to manage. Received: {said[0]}")
-    return done.stdout.strip().splitlines()[-1]
 
 
 # Expectations

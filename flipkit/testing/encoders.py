@@ -7,6 +7,7 @@ import numpy as np
 from flipkit.errors import ConfigurationError
 from flipkit.layers import gather, patchify
 from flipkit.paths import canonical, matches
+from flipkit.sizes import sides
 from flipkit.testing.check import (
     Check,
     expect,
@@ -124,8 +125,7 @@ class _ImageEncoderChecks(_EncoderChecks):
         expect_close(np.asarray(encoder(x, ids=everything)), whole, told)
 
     def _x(self, encoder, batch=2):
-        size = encoder.image_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = sides(encoder.image_size)
         rng = np.random.default_rng(0)
         return rng.standard_normal((batch, height, width, 3)).astype("float32")
 
@@ -161,4 +161,4 @@ class _TextEncoderChecks(_EncoderChecks):
         return rng.integers(1, encoder.vocab, (batch, encoder.length)).astype("int32")
 
     def _model(self):
-        return tiny(text=self._make())
+        return tiny(text=self._make(), masker=None, mask_ratio=0.0)

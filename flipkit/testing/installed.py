@@ -147,8 +147,10 @@ def _judged(component, make) -> Verdict:
         if refused and unused and not has_example:
             return Verdict(component, "not checked", f"{outcome.error}; {HINT}")
         outcomes.append(outcome)
-        if check.name == "is_made_without_arguments" and outcome.status == "failed":
-            return Verdict(component, "broken", outcome.message, (outcome,))
+        if check.name == "is_made_without_arguments":
+            if outcome.status == "failed":
+                return Verdict(component, "broken", outcome.message, (outcome,))
+            checks[-1].begin()
     ended = [outcome.status for outcome in outcomes]
     if failed := ended.count("failed"):
         return Verdict(component, "fails", f"{failed} of {len(ended)} checks", tuple(outcomes))
