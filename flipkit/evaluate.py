@@ -1,78 +1,81 @@
-"""`python -m flipkit.evaluate WORKDIR EVALUATOR [name=value ...]`: what a finished run is worth.
+"""`python -m flipkit.evaluate MODEL EVALUATOR [name=value ...]`: what a model is worth.
 
-WORKDIR is a run's folder, or a .keras file. EVALUATOR is zero_shot, retrieval, caption_choice or, for
-classifiers, accuracy:
+MODEL is a run's folder, a .keras file, a folder of open_clip, Hugging Face, KerasHub or save_to_preset,
+big_vision's .npz, or a checkpoint of the official FLIP. EVALUATOR is zero_shot, retrieval,
+caption_choice or, for classifiers, accuracy:
 
-    python -m flipkit.evaluate W zero_shot data='test-*.tar' classnames=classnames.json
-    python -m flipkit.evaluate W zero_shot ... mask_ratio=0.5 ensemble=true
-    python -m flipkit.evaluate W retrieval data='test-*.tar'
-    python -m flipkit.evaluate W accuracy data='test-*.tar'
-    python -m flipkit.evaluate W caption_choice data=captioned_shapes data.split=word_order
+    python -m flipkit.evaluate M zero_shot data='test-*.tar' classnames=classnames.json
+    python -m flipkit.evaluate M zero_shot ... mask_ratio=0.5 ensemble=true
+    python -m flipkit.evaluate M retrieval data='test-*.tar'
+    python -m flipkit.evaluate M accuracy data='test-*.tar'
+    python -m flipkit.evaluate M caption_choice data=captioned_shapes data.split=word_order
+
+A model whose tokenizer does not lie beside it takes model.tokenizer=FILE. What is found is kept in
+evaluations.json, by model, data and settings: in the folder of a run, else in the current one;
+--results FILE names another.
 """
 
-import json
 import pathlib
 import sys
 
-from absl import app, flags, logging
-from rich.console import Console
+from absl import flags
 from rich.table import Table
 
-from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest
+from flipkit import commands, findings
+from flipkit.errors import ConfigurationError, FlipkitError
 from flipkit.process import cache_programs
 from flipkit.settings import split_settings
+
+TOKENIZER = "model.tokenizer"
+_RESULTS = flags.DEFINE_string(
+    "results",
+    None,
+    "JSON file to keep the results in; default: evaluations.json of the run, or here.",
+)
 
 
 def main(arguments):
     """Runs the command line; returns the exit code."""
     try:
         if len(arguments) < 3:
-            raise ConfigurationError(f"Expected a workdir and an evaluator. Usage: {__doc__}")
+            raise ConfigurationError(f"Expected a model and an evaluator. Usage: {__doc__}")
         where, name, *settings = arguments[1:]
-        path = model_path(where)
-        from flipkit import evaluation, load_model
+        settings = split_settings(settings)
+        tokenizer = settings.pop(TOKENIZER, None)
+        from flipkit import evaluation, weights
+        from flipkit.weights import kinds
 
-        evaluator = evaluation.make(name, split_settings(settings))
+        evaluator = evaluation.make(name, settings)
+        out = pathlib.Path(_RESULTS.value) if _RESULTS.value else findings.place(where)
+        findings.read(out)  # what it can't be added to is refused before an hour of work
         cache_programs()
-        found = evaluator(load_model(path))
-        Console(width=None if sys.stdout.isatty() else 120).print(
-            table(found, f"{name} of {where}")
-        )
-        out = path.parent / "evaluations" / f"{name}.json"
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps({"settings": evaluator.get_config(), "found": found}, indent=1))
-        print(f"Written to {out}")
+        model = weights.load_any(where, tokenizer)
+        if name != "accuracy" and hasattr(model, "tokenizer"):
+            kinds.require_tokenizer(model, where)
+        found = evaluator(model)
+        commands.console().print(table(found, f"{name} of {where}"))
+        chosen = evaluator.get_config() | ({} if tokenizer is None else {TOKENIZER: tokenizer})
+        entry = {"model": str(where), "step": int(model.step), "evaluator": name}
+        kept = findings.keep(out, {**entry, "settings": chosen, "found": found})
+        print(f"Kept in {out}, the {'only one' if len(kept) == 1 else f'newest of {len(kept)}'}.")
     except FlipkitError as problem:
         print(f"flipkit: {problem}", file=sys.stderr)
         return 2
     return 0
 
 
-def model_path(where) -> pathlib.Path:
-    """The `.keras` file of a workdir, or the file itself."""
-    path = pathlib.Path(where)
-    if path.is_dir():
-        path = path / "model.keras"
-        if not path.is_file():
-            runs = [p.parent.name for p in pathlib.Path(where).glob("*/model.keras")]
-            hint = f" Finished runs in it: {', '.join(runs)}." if runs else ""
-            raise ConfigurationError(
-                f"No finished run in {where}: there is no model.keras.{hint} A run writes it at its "
-                "end; the command that began it goes on from the last checkpoint."
-            )
-    elif not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise UnknownName(f"No such workdir: {where}. {nearest(path.name, siblings)}")
-    return path
-
-
 def table(found, title) -> Table:
-    """Metrics by row, groups by column where there are groups."""
+    """A row for each group of metrics, a column for each metric."""
     groups = list(dict.fromkeys(name.rpartition("/")[0] for name in found))
-    result = Table("", *(group or "all" for group in groups), title=title)
-    for metric in dict.fromkeys(name.rpartition("/")[2] for name in found):
-        cells = (found.get(f"{group}/{metric}" if group else metric) for group in groups)
-        result.add_row(metric, *("" if cell is None else _shown(metric, cell) for cell in cells))
+    metrics = list(dict.fromkeys(name.rpartition("/")[2] for name in found))
+    result = commands.table("", *metrics, title=title, numbers=True)
+    for group in groups:
+        cells = (found.get(f"{group}/{metric}" if group else metric) for metric in metrics)
+        told = (
+            "" if cell is None else _shown(metric, cell)
+            for metric, cell in zip(metrics, cells, strict=True)
+        )
+        result.add_row(group or "all", *told)
     return result
 
 
@@ -83,6 +86,4 @@ def _shown(metric, value):
 
 
 if __name__ == "__main__":
-    flags.FLAGS.set_gnu_getopt(True)
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    commands.start(main, _RESULTS)

@@ -169,12 +169,12 @@ def test_finished_run_is_judged_and_the_findings_kept(finished, cli):
     code, printed, _ = cli(workdir, "zero_shot", data, "classnames=names.json", program=evaluate)
     assert code == 0
     assert "top1" in printed
-    found = json.loads((workdir / "evaluations" / "zero_shot.json").read_text())
+    [found] = json.loads((workdir / "evaluations.json").read_text())["results"]
     assert found["found"]["count"] == 32
     assert found["settings"]["classnames"] == "names.json"
     code, printed, _ = cli(workdir / "model.keras", "retrieval", data, program=evaluate)
     assert code == 0
-    found = json.loads((workdir / "evaluations" / "retrieval.json").read_text())["found"]
+    found = json.loads((workdir / "evaluations.json").read_text())["results"][-1]["found"]
     assert (found["images"], found["texts"]) == (32, 20)
     assert "recall@10" in printed
 
@@ -280,10 +280,10 @@ def test_a_mistake_leaves_the_workdir_free(cli, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "Expected a workdir and an evaluator"),
-        (["finished"], "Expected a workdir and an evaluator"),
+        ([], "Expected a model and an evaluator"),
+        (["finished"], "Expected a model and an evaluator"),
         (["finishd", "retrieval", "data=x.tar"], "Did you mean 'finished'"),
-        (["running", "retrieval", "data=x.tar"], "No finished run in running"),
+        (["running", "retrieval", "data=x.tar"], "Received: running, which is none of them"),
         (["finished", "retreival", "data=x.tar"], "Did you mean 'retrieval'"),
         (["finished", "retrieval"], "retrieval needs data"),
         (["finished", "retrieval", "dat=x.tar"], "Did you mean 'data'"),

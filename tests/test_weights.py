@@ -681,7 +681,7 @@ def test_the_command_refuses_what_is_spoilt_and_writes_nothing(how, told, clip, 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["clip"], "Expected a source and a target"),
+        (["clip"], "Expected a model and a target"),
         (["clip", "out"], "Set --format to one of: keras"),
         (["clip", "out", "--format=openclip"], "Did you mean 'open_clip'"),
         (["clap", "out.keras"], "No such file or folder: clap"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from flipkit.errors import ConfigurationError, UnknownName, nearest
 from flipkit.model import FLIP
-from flipkit.weights import tensors
+from flipkit.weights import kinds, tensors
 
 TOLERANCE = 1e-5  # between embeddings, where a sum is ordered differently; float32 alone makes 1e-6
 
@@ -41,12 +41,42 @@ def load_pretrained(path, format: str | None = None, image_size=None, **options)
         ConfigurationError: there is nothing, nothing known, a pickle, or tensors are missing,
             unexpected or reshaped; all are listed.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
-        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise UnknownName(f"No such file or folder: {path}. {nearest(path.name, siblings)}")
-    model = module(format or detect(path)).read(path, **options)
+    found = _there(path)
+    model = module(format or detect(found)).read(found, **options)
+    if not isinstance(model, FLIP):
+        raise ConfigurationError(
+            f"Expected a flipkit.FLIP in {path}. Received: {type(model).__name__}"
+        )
     return model if image_size is None else resized(model, image_size)
+
+
+def load_any(path, tokenizer: str | None = None):
+    """The MODEL of a command line, whatever kind it is: as `load_pretrained`, and classifiers too.
+
+    Args:
+        path: a file or a folder: `kinds.KINDS`.
+        tokenizer: a file, a folder or a name, for a model that lies without its tokenizer.
+
+    Raises:
+        ConfigurationError: as `load_pretrained`.
+    """
+    found = _there(path)
+    reader = module(detect(found))
+    model = getattr(reader, "read_any", reader.read)(found)
+    if tokenizer is not None:
+        if not isinstance(model, FLIP):
+            raise ConfigurationError(
+                f"A {type(model).__name__} reads no text: leave out model.tokenizer={tokenizer}"
+            )
+        kinds.give_tokenizer(model, tokenizer)
+    return model
+
+
+def _there(path) -> pathlib.Path:
+    found = pathlib.Path(path)
+    if not found.exists():
+        raise kinds.missing(found, str(path))
+    return found
 
 
 def describe(path) -> FLIP:
@@ -116,20 +146,14 @@ def module(format: str):
 
 def detect(path: pathlib.Path) -> str:
     """The name of the format that `path` is in."""
-    for name in FORMATS:
-        if module(name).recognises(path):
-            return name
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        tensors.refuse_pickle(file)
-    if path.suffix == ".safetensors":
-        raise ConfigurationError(
-            f"Tensors alone don't tell their model. Received: {path}. Give the folder that holds its "
-            "config, open_clip_config.json or config.json, too."
-        )
-    raise ConfigurationError(
-        f"Expected weights in one of the formats {', '.join(FORMATS)}. Received: {path}, which is "
-        "none of them."
-    )
+    name = _format_of(path)
+    if name is None:
+        raise kinds.unknown(path, FORMATS, lambda other: _format_of(other) is not None)
+    return name
+
+
+def _format_of(path):
+    return next((name for name in FORMATS if module(name).recognises(path)), None)
 
 
 def difference(model: FLIP, other: FLIP) -> float:

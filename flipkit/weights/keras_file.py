@@ -16,7 +16,12 @@ def recognises(path: pathlib.Path) -> bool:
 
 def read(path: pathlib.Path) -> FLIP:
     """The model in the file."""
-    return _checked(load_model(_file(path)), path)
+    return _checked(read_any(path), path)
+
+
+def read_any(path: pathlib.Path):
+    """The model in the file, a FLIP or a classifier."""
+    return load_model(_file(path))
 
 
 def describe(path: pathlib.Path) -> FLIP:

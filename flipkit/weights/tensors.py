@@ -64,9 +64,24 @@ def refuse_pickle(path):
     if reason:
         raise ConfigurationError(
             f"Expected weights without code. Received: {path}, a pickle ({reason}), which could run "
-            "anything when it is read. Convert it where you trust it: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+            "anything when it is read. Where you trust it, and with torch, two lines of Python make a "
+            f"file of tensors of it:\n\n{remedy(path)}"
         )
+
+
+def remedy(path: pathlib.Path) -> str:
+    """Two lines of Python that write a pickle's tensors beside it, named as in its folder."""
+    theirs = (
+        path.parent / "config.json"
+    ).is_file()  # transformers has one; open_clip's has another name
+    name = "model.safetensors" if theirs else "open_clip_model.safetensors"
+    target = str(path.with_name(name))
+    return (
+        "import torch, safetensors.torch; "
+        f"found = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\n"
+        "safetensors.torch.save_file({name.removeprefix('module.'): tensor.contiguous().clone() "
+        f"for name, tensor in found.get('state_dict', found).items()}}, {target!r})"
+    )
 
 
 def read_safetensors(path) -> dict[str, np.ndarray]:

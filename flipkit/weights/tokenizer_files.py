@@ -27,7 +27,7 @@ def byte_pairs(folder: pathlib.Path, vocab: int) -> ClipBPE | None:
     files = [folder / name for name in (*MERGES, WHOLE) if (folder / name).is_file()]
     if not files:
         return ClipBPE() if vocab == BPE_VOCAB else None
-    made = _of_whole(files[0]) if files[0].name == WHOLE else ClipBPE(files[0])
+    made = of_whole(files[0]) if files[0].name == WHOLE else ClipBPE(files[0])
     if made.vocab is not None and made.vocab > vocab:
         raise ConfigurationError(
             f"Expected a tokenizer of at most {vocab} ids, the rows of the token table. Received: "
@@ -50,7 +50,7 @@ def sentence_piece(folder: pathlib.Path) -> SentencePiece | None:
     return None
 
 
-def _of_whole(path: pathlib.Path) -> ClipBPE:
+def of_whole(path: pathlib.Path) -> ClipBPE:
     """CLIP's tokenizer with the merges in a tokenizer.json, checked to give the ids of its table."""
     whole = read_json(path)
     model = whole.get("model")

@@ -1,0 +1,82 @@
+"""What evaluations found, kept in one JSON file: an entry for each model, evaluator, data and settings."""
+
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+
+from flipkit.errors import ConfigurationError
+
+NAME = "evaluations.json"
+_KEY = ("model", "step", "evaluator", "settings")
+
+
+def place(model) -> pathlib.Path:
+    """Where what is found of a MODEL is kept: in a run's own folder, else where one stands.
+
+    Nothing is written into a folder that flipkit did not make.
+    """
+    path = pathlib.Path(model)
+    folder = path.parent if path.suffix == ".keras" else path
+    return (folder if (folder / "run.json").is_file() else pathlib.Path()) / NAME
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """The entries in a file, oldest first; none where there is no file.
+
+    Raises:
+        ConfigurationError: the file holds something else.
+    """
+    if not path.exists():
+        return []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["results"]
+        if all(isinstance(entry, dict) and {*_KEY, "found"} <= entry.keys() for entry in entries):
+            return entries
+        problem = "an entry lacks its key"
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise ConfigurationError(
+        f"Expected what evaluations found. Received: {path}, which holds something else ({problem}). "
+        "Move it away, or name another file with --results."
+    )
+
+
+def keep(path: pathlib.Path, entry: dict) -> list[dict]:
+    """Puts `entry` into the file, in the place of one of the same key; returns all entries.
+
+    The file is written beside itself and renamed: a kill leaves the one before or the one after.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entry = json.loads(json.dumps(entry))  # as a file has it, for comparing
+    with _alone(path.parent):
+        kept = [old for old in read(path) if any(old[key] != entry[key] for key in _KEY)]
+        kept.append(entry)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as part:
+            try:
+                json.dump({"results": kept}, part, indent=1)
+                part.flush()
+                os.fsync(part.fileno())
+                os.replace(part.name, path)
+            finally:
+                pathlib.Path(part.name).unlink(missing_ok=True)
+    return kept
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """No other process is between reading and writing here, where the system has locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
