@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from flipkit import datasets, maskers, prompts, scores
+from flipkit import datasets, maskers, prompts, scores, text_files
+from flipkit.datasets.dataset import label_of
 from flipkit.errors import BadSample, ConfigurationError, DataError, UnknownName, nearest
 from flipkit.random import Seed
 from flipkit.registry import Configurable, register
@@ -229,18 +230,20 @@ def _warn_of_duplicates(names):
 
 
 def _labels(samples, classes):
-    bare = next((sample for sample in samples if "label" not in sample), None)
-    if bare is not None:
-        fields = f", whose .json has {', '.join(bare['meta'])}" if bare.get("meta") else ""
+    labels: list[Any] = [label_of(sample) for sample in samples]
+    if None in labels:
+        bare = samples[labels.index(None)]
+        meta = bare.get("meta", {}).items()
+        fields = ", ".join(f"{name}={repr(value)[:40]}" for name, value in meta)
         raise DataError(
-            "Classification needs samples with a `label`, a class's index (of tar shards, the field that "
-            f"data.label_field names). Received: {bare['id']} without one{fields}"
+            f"Expected a `label`, a class's index. Received: {bare['id']} without one"
+            f"{fields and f', whose .json has {fields}'}. Of tar shards, data.label_field names the "
+            "field that holds it, and data.classes the classes where the field holds their names."
         )
-    labels = np.array([sample["label"] for sample in samples])
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.size:
-        raise DataError(f"A label is {wrong[0]}, but there are {classes} classes")
-    return labels
+    wrong = next((label for label in labels if not 0 <= label < classes), None)
+    if wrong is not None:
+        raise DataError(f"A label is {wrong}, but there are {classes} classes")
+    return np.array(labels, int)
 
 
 def class_vectors(model, names, templates="name"):
@@ -278,7 +281,7 @@ def load_classnames(source: Any, data=None) -> tuple[Any, Any]:
         path = pathlib.Path(source)
         if not path.is_file():
             raise ConfigurationError(f"Expected a file of class names. Received: {path}")
-        text = path.read_text(encoding="utf-8")
+        text = text_files.read(path, "classnames")
         try:
             source = json.loads(text) if path.suffix == ".json" else text.splitlines()
         except ValueError as problem:

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from flipkit import preprocessing
+from flipkit.datasets.dataset import label_of
 from flipkit.errors import BadSample, ConfigurationError, DataError, nearest
 from flipkit.registry import Configurable, register
 from flipkit.seeds import checked_seed
@@ -179,14 +180,15 @@ class _Labels:
         return cls(model.classes)
 
     def __call__(self, sample, random):
-        if "label" not in sample:
+        label = label_of(sample)
+        if label is None:
             raise BadSample("no label")
-        if not 0 <= sample["label"] < self.classes:
+        if not 0 <= label < self.classes:
             raise DataError(
                 f"Expected labels from 0 to {self.classes - 1}: the model tells {self.classes:,} "
-                f"classes apart. Received: label={sample['label']} of {sample['id']}"
+                f"classes apart. Received: label={label} of {sample['id']}"
             )
-        return {"label": np.int32(sample["label"])}
+        return {"label": np.int32(label)}
 
 
 READERS = {"text": _Texts, "label": _Labels}  # by what a model reads beside pictures

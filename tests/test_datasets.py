@@ -16,9 +16,18 @@ from concurrent import futures
 
 import numpy as np
 import pytest
+from absl import logging
 
 from flipkit import datasets
-from flipkit.datasets import CaptionedShapes, Dataset, ImageTextShards, captioned_shapes, shards
+from flipkit.datasets import (
+    CaptionedShapes,
+    Dataset,
+    ImageTextShards,
+    captioned_shapes,
+    patterns,
+    tar_index,
+)
+from flipkit.datasets.dataset import label_of
 from flipkit.errors import BadSample, ConfigurationError, DataError, UnknownName
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
@@ -112,11 +121,63 @@ def test_a_sample_without_json_has_no_meta_and_no_label(tmp_path):
     assert only_one == {"image": b"x", "texts": ["y"], "id": "a.tar:a", "meta": {}}
 
 
-def test_extensions_begin_at_the_first_dot_and_know_no_case(tmp_path):
-    members = [("a.JPG", b"x"), ("a.seg.png", b"no"), ("a.txt", b"y"), ("._a.jpg", b"no")]
-    data = only(tmp_path, *members, ("README", b"no"), ("a.cls", b"3"))
-    assert len(data) == 1
-    assert data[0]["image"] == b"x"
+@pytest.fixture
+def told(monkeypatch):
+    """The warnings."""
+    messages = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
+    return messages
+
+
+def test_what_is_no_part_of_a_sample_is_left_out_and_counted(tmp_path, told):
+    members = [("a.JPG", b"x"), ("a.seg.png", b"no"), ("a.txt", b"y"), ("a.npy", b"not read")]
+    strays = [("._a.jpg", b"no"), ("README", b"no"), ("b.npy", b"no"), ("info.v2.json", b"{}")]
+    path = write_tar(tmp_path / "a.tar", [*members, ("a.png", b"second"), *strays])
+    write_tar(tmp_path / "b.tar", sample("b"))
+    for _ in range(2):  # the second time from the index that was kept
+        data = ImageTextShards(f"{tmp_path}/*.tar")
+        assert [s["id"] for s in data] == ["a.tar:a", "b.tar:b"]
+        assert data[0]["image"] == b"x"
+        assert told.pop().startswith("6 members of 1 of 2 shards are left out: they belong to no")
+        assert not told
+    assert tar_index.Shard(path).left_out == (6, "a.png")
+    with tarfile.open(tmp_path / "b.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("folder.jpg"), None)
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    assert len(ImageTextShards(f"{tmp_path}/b.tar")) == 2
+    assert not told
+
+
+@pytest.mark.parametrize(
+    ("names", "samples"),
+    [
+        (["IMG 2023.05.01 a", "IMG 2023.05.01 b", "plain"], 3),
+        (["a/v1.5/model v1.5 car", "a/v1.5/model v1", "a/v1.5/model v1.5"], 3),
+        (["22.05", "22", "x.y/22"], 3),
+        (["cat", "cat.1", "cat.2", "dog."], 4),
+        (["..", ".hidden.b"], 0),
+    ],
+)
+def test_a_name_with_dots_is_a_sample_if_it_is_whole(tmp_path, told, names, samples):
+    members = [m for name in names for m in sample(name)]
+    data = only(tmp_path, *members, *sample("last"))
+    assert [s["id"] for s in data] == [f"a.tar:{name}" for name in [*names[:samples], "last"]]
+    assert len(told) == (samples < len(names))
+
+
+def test_a_part_of_a_sample_is_none_of_its_own_without_a_text(tmp_path, told):
+    parts = [("a.left.png", b"x"), ("a.left.json", b'{"caption": "a part"}'), ("a.b.c.jpg", b"x")]
+    data = only(tmp_path, *parts, *sample("a"), ("c.1.png", b"x"), ("c.1.json", b'{"label": 3}'))
+    assert [s["id"] for s in data] == ["a.tar:a", "a.tar:c.1"]
+    assert told[0].startswith("3 members of 1 of 1 shards")
+    assert "'a.left.png' in " in told[0]
+
+
+@pytest.mark.parametrize("extension", ["tif", "tiff", "avif", "webp", "GIF"])
+def test_what_can_be_decoded_can_be_in_a_shard(tmp_path, extension):
+    assert only(tmp_path, (f"a.{extension}", b"x"), ("a.txt", b"y"))[0]["image"] == b"x"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +186,14 @@ def test_extensions_begin_at_the_first_dot_and_know_no_case(tmp_path):
         ([("k.txt", b"y")], "no image"),
         ([("k.jpg", b"x")], "no text"),
         ([("k.jpg", b"x"), ("k.txt", b" \n")], "no text"),
-        ([("k.jpg", b"x"), ("k.json", b'{"caption": 3}')], "caption, captions"),
+        ([("k.jpg", b"x"), ("k.json", b'{"caption": 3}')], "caption, captions, label"),
+        ([("k.jpg", b"x"), ("k.json", b'{"caption": {"en": "a"}}')], "caption={'en': 'a'}"),
+        (
+            [("k.jpg", b"x"), ("k.txt", b" "), ("k.json", b'{"label": [3]}')],
+            "empty .txt, label=[3]",
+        ),
+        ([("k.jpg", b"x"), ("k.cls", b"cat")], "no text and no label"),
+        ([("k.cls", b"3")], "no image"),
         ([("k.jpg", b"x"), ("k.txt", b"\xff\xfe")], "utf-8"),
         ([("k.jpg", b"x"), ("k.txt", b"y"), ("k.json", b"{")], "unreadable"),
         ([("k.jpg", b"x"), ("k.txt", b"y"), ("k.json", b"[1]")], "an object"),
@@ -140,6 +208,25 @@ def test_a_bad_sample_keeps_its_place_and_is_named(tmp_path, members, told):
         data[1]
     assert told in str(failure.value)
     assert data[2]["label"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "caption", "expected"),
+    [
+        (None, ["one", "two"], ["one", "two", "more"]),
+        (b"", "json", ["json", "more"]),
+        (b" \n", ["json", None, " "], ["json", "more"]),
+        (b"txt", ["one", "two"], ["txt", "more"]),
+        (b"\xef\xbb\xbftxt\r\n", None, ["txt", "more"]),
+        (b"\xef\xbb\xbf", "json", ["json", "more"]),
+    ],
+)
+def test_the_caption_is_found_where_it_is(tmp_path, text, caption, expected):
+    details = json.dumps({"caption": caption, "captions": ["more"]}).encode()
+    members = [("a.jpg", b"x"), ("a.json", b"\xef\xbb\xbf" + details)]
+    assert (
+        only(tmp_path, *members, *([] if text is None else [("a.txt", text)])).texts(0) == expected
+    )
 
 
 def test_texts_do_not_need_the_image(tmp_path):
@@ -194,8 +281,8 @@ def test_every_tar_layout_is_read(tmp_path, layout):
 
 def test_an_index_is_built_once_and_again_when_the_shard_changes(tmp_path, monkeypatch):
     built = []
-    scan = shards.scan
-    monkeypatch.setattr(shards, "scan", lambda shard: built.append(shard.path) or scan(shard))
+    scan = tar_index.scan
+    monkeypatch.setattr(tar_index, "scan", lambda shard: built.append(shard.path) or scan(shard))
     path = write_tar(tmp_path / "a.tar", sample("a"))
     for _ in range(2):
         assert ImageTextShards(path)[0]["id"] == "a.tar:a"
@@ -212,7 +299,7 @@ def test_a_damaged_index_is_built_again(tmp_path, cache):
     whole = index.read_bytes()
     for rest in (b"", whole[:50], whole[:-3], b"no index at all"):
         index.write_bytes(rest)
-        shards._open.cache_clear()
+        tar_index.opened.cache_clear()
         assert ImageTextShards(path)[0]["label"] == 4
         assert index.read_bytes() == whole
 
@@ -223,12 +310,12 @@ def test_an_index_that_cannot_be_saved_stays_in_memory(tmp_path, monkeypatch, ca
     for name in "ab":
         write_tar(tmp_path / f"{name}.tar", sample(name))
     built = []
-    scan = shards.scan
-    monkeypatch.setattr(shards, "scan", lambda shard: built.append(shard.path) or scan(shard))
+    scan = tar_index.scan
+    monkeypatch.setattr(tar_index, "scan", lambda shard: built.append(shard.path) or scan(shard))
     with caplog.at_level("WARNING", "absl"):
         data = ImageTextShards(f"{tmp_path}/[ab].tar")
         for _ in range(2):
-            shards._open.cache_clear()
+            tar_index.opened.cache_clear()
             assert [s["id"] for s in data] == ["a.tar:a", "b.tar:b"]
     assert len(built) == 2
     assert [record.message for record in caplog.records if "stay in memory" in record.message]
@@ -298,6 +385,8 @@ def test_a_missing_shard_of_a_brace_range_is_named(tmp_path):
         ("a.tar", ["a.tar"]),
         ("{8..10}", ["8", "9", "10"]),
         ("{08..10}.tar", ["08.tar", "09.tar", "10.tar"]),
+        ("{10..08}", ["10", "09", "08"]),
+        ("{1..0}{1..1}", ["11", "01"]),
         ("{a,b}{0..1}", ["a0", "a1", "b0", "b1"]),
         ("x{a,b{1,2}}", ["xa", "xb1", "xa", "xb2"]),
         ("{,x}y", ["y", "xy"]),
@@ -305,7 +394,7 @@ def test_a_missing_shard_of_a_brace_range_is_named(tmp_path):
     ],
 )
 def test_braces_expand_as_in_a_shell(pattern, names):
-    assert shards.expand_braces(pattern) == names
+    assert patterns.expand_braces(pattern) == names
 
 
 def test_patterns_may_be_many_and_repeat_nothing(tmp_path, monkeypatch):
@@ -326,6 +415,41 @@ def test_a_shard_cut_at_any_byte_is_refused(tmp_path):
             len(ImageTextShards(str(path)))
     path.write_bytes(whole[: end + 512])  # one block of the end mark is enough
     assert len(ImageTextShards(str(path))) == 2
+
+
+def test_tars_behind_each_other_are_read_one_after_the_other(tmp_path, told):
+    parts = [
+        pathlib.Path(write_tar(tmp_path / f"{i}.part", members)).read_bytes()
+        for i, members in enumerate([[], sample("a", 1), sample("a", 2) + sample("b", 3), []])
+    ]
+    path = tmp_path / "joined.tar"
+    path.write_bytes(b"".join(parts) + bytes(1000))
+    for _ in range(2):
+        data = ImageTextShards(path)
+        assert [s["image"] for s in data] == [b"image 1", b"image 2", b"image 3"]
+        assert [s["id"] for s in data] == ["joined.tar:a", "joined.tar:a", "joined.tar:b"]
+    assert not told
+    for rest in (6 * 1024, 5 * 1024 + 100):  # of the third: without an end mark, within a header
+        path.write_bytes(b"".join(parts[:2]) + parts[2][:rest])
+        with pytest.raises(DataError, match=r"joined.tar is cut short"):
+            len(ImageTextShards(path))
+
+
+@pytest.mark.parametrize("padding", [0, 512, 700])
+def test_what_follows_the_end_of_a_tar_is_no_rubbish(tmp_path, padding):
+    whole = pathlib.Path(write_tar(tmp_path / "a.tar", sample("a"))).read_bytes()
+    path = tmp_path / "b.tar"
+    path.write_bytes(whole + bytes(padding))
+    assert len(ImageTextShards(path)) == 1
+    path.write_bytes(whole + bytes(padding) + b"\1" * 5000)
+    place = len(whole) + padding // 512 * 512
+    with pytest.raises(
+        DataError, match=rf"b.tar .* end mark at byte {place} of {path.stat().st_size}"
+    ):
+        len(ImageTextShards(path))
+    path.write_bytes(whole[:3072] + bytes(1024) + b"\1" * 2048)  # a hole in the middle
+    with pytest.raises(DataError, match=r"end mark at byte 4096 of"):
+        len(ImageTextShards(path))
 
 
 def test_a_cut_shard_tells_member_offset_and_sizes(tmp_path):
@@ -716,3 +840,77 @@ def test_labels_come_from_any_field_and_as_names(tmp_path):
         datasets.ImageTextShards(label_field="group", classes="none.txt").classnames()
     with pytest.raises(ConfigurationError, match="set classnames="):
         datasets.ImageTextShards(tmp_path / "a.tar").classnames()
+
+
+def labelled(path, *values, **settings):
+    """A shard with pictures whose `.json` holds the values as labels, and no texts."""
+    members = [
+        (f"{i}.{kind}", content)
+        for i, value in enumerate(values)
+        for kind, content in (("jpg", b"x"), ("json", json.dumps({"label": value}).encode()))
+    ]
+    return only(path, *members, **settings)
+
+
+def test_labels_are_whole_numbers_however_they_are_written(tmp_path):
+    data = labelled(tmp_path, 3, 3.0, "3", " 3.0", -1, "-1")
+    assert [s["label"] for s in data] == [3, 3, 3, 3, -1, -1]
+    assert all(type(s["label"]) is int for s in data)
+    assert [s["texts"] for s in data] == [[]] * 6
+    assert data.texts(0) == []
+    no_labels = labelled(tmp_path, 0.5, float("nan"), "red", [3], None, True, "1" * 5000)
+    for i in range(len(no_labels)):
+        with pytest.raises(BadSample, match=f"a.tar:{i} has no text and no label.* label="):
+            no_labels[i]
+
+
+def test_a_class_is_a_name_or_else_an_index_of_one(tmp_path):
+    data = labelled(tmp_path, "7", "3", "1", 1, "9", "cat", classes=["3", "7"])
+    assert [data[i]["label"] for i in range(4)] == [1, 0, 1, 1]
+    for i, value in ((4, "9"), (5, "cat")):
+        with pytest.raises(BadSample, match=f"unknown class: label='{value}' is none of the 2"):
+            data[i]
+
+
+def test_the_cls_tells_the_class_that_the_json_does_not(tmp_path):
+    members = [
+        *[("a.jpg", b"x"), ("a.cls", b"3\n")],
+        *[("b.jpg", b"x"), ("b.cls", b"dog"), ("b.txt", b"text")],
+        *[("c.jpg", b"x"), ("c.cls", b"1"), ("c.json", b'{"label": 2}')],
+        *[("d.jpg", b"x"), ("d.cls", b"1"), ("d.json", b'{"label": null, "cls": 4}')],
+    ]
+    data = only(tmp_path, *members)
+    assert [s.get("label") for s in data] == [3, None, 2, 4]
+    assert data[0] == {
+        "image": b"x",
+        "texts": [],
+        "id": "a.tar:a",
+        "meta": {"cls": "3"},
+        "label": 3,
+    }
+    named = only(tmp_path, *members, classes=["cat", "dog", "bird", "fish", "cow"])
+    assert [s["label"] for s in named] == [3, 1, 2, 4]
+
+
+def test_classes_may_have_a_byte_order_mark_and_any_ends_of_lines(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_bytes(b"\xef\xbb\xbfcat\r\n\r\ndog\r")
+    data = labelled(tmp_path, "dog", "cat", classes=names)
+    assert [s["label"] for s in data] == [1, 0]
+    names.write_bytes("cat\n".encode("utf-16"))
+    with pytest.raises(ConfigurationError, match=r"data.classes=.* UTF-16, to be saved as UTF-8"):
+        ImageTextShards(classes=names).classnames()
+
+
+@pytest.mark.parametrize("label", [3, 3.0, np.int64(3), np.float32(3), np.array(3)])
+def test_the_label_of_a_sample_is_a_whole_number_of_any_type(label):
+    assert label_of({"id": "a", "label": label}) == 3
+    assert type(label_of({"id": "a", "label": label})) is int
+
+
+def test_what_is_no_label_is_told():
+    assert label_of({"id": "a"}) is label_of({"id": "a", "label": None}) is None
+    assert label_of({"id": "a", "label": True}) == 1
+    for label in ("red", 0.5, float("nan"), float("inf"), [3], np.zeros(2, int)):
+        with pytest.raises(DataError, match=r"whole number. Received: label=.* of a$"):
+            label_of({"id": "a", "label": label})

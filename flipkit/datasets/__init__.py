@@ -2,11 +2,11 @@
 
 from flipkit import registry
 from flipkit.datasets.captioned_shapes import CaptionedShapes
-from flipkit.datasets.dataset import Dataset, label_of
+from flipkit.datasets.dataset import Dataset
 from flipkit.datasets.named_characters import NamedCharacters
 from flipkit.datasets.shards import ImageTextShards
 
-__all__ = ["CaptionedShapes", "Dataset", "ImageTextShards", "NamedCharacters", "get", "label_of"]
+__all__ = ["CaptionedShapes", "Dataset", "ImageTextShards", "NamedCharacters", "get"]
 
 
 def get(identifier) -> Dataset | None:

@@ -1,5 +1,11 @@
 """What every dataset is: random access to raw samples."""
 
+import operator
+from typing import Any
+
+import numpy as np
+
+from flipkit.errors import DataError
 from flipkit.registry import Configurable
 
 
@@ -9,7 +15,8 @@ class Dataset(Configurable):
     A sample is a dictionary with at least:
 
     - `"image"`: an encoded file (bytes) or decoded pixels (uint8, height x width x 3),
-    - `"texts"`: everything the image may be called, a list of at least one string,
+    - `"texts"`: everything the image may be called, a list of at least one string; one with a label
+      may have none,
     - `"id"`: where the sample comes from, as an error or a reject log should name it,
 
     and, where it is known, `"label"`: the image's class (int).
@@ -33,3 +40,21 @@ class Dataset(Configurable):
     def texts(self, i) -> list[str]:
         """The texts of sample `i`. A dataset that can tell them without its image does so here."""
         return self[i]["texts"]
+
+
+def label_of(sample: dict) -> int | None:
+    """The index of a sample's class, None where it tells none: 3, 3.0, NumPy's 3 and True will do.
+
+    Raises:
+        DataError: the label is something else.
+    """
+    label: Any = sample.get("label")
+    if isinstance(label, (float, np.floating)):
+        label = int(label) if label.is_integer() else str(label)
+    try:
+        return None if label is None else operator.index(label)
+    except TypeError as error:
+        raise DataError(
+            "Expected a label, a class's index: a whole number. Received: "
+            f"label={repr(label)[:60]} of {sample['id']}"
+        ) from error
