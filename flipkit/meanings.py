@@ -125,7 +125,8 @@ def _followed(text, owner, name):
 
 def arguments(docstring: str) -> dict[str, str]:
     """What is under `Args:` of a docstring: {argument: what it says of it}."""
-    lines = inspect.cleandoc(docstring).splitlines()
+    # Names that go on in the next line are one line here.
+    lines = re.sub(r"(?m)^( +[\w*, ]+,)\n +", r"\1 ", inspect.cleandoc(docstring)).splitlines()
     starts = [i for i, line in enumerate(lines) if line.strip() in ("Args:", "Arguments:")]
     if not starts:
         return {}

@@ -1,20 +1,23 @@
-"""The two command lines: what they print, what they leave, and how they answer mistakes."""
+"""The command lines: what they print, what they leave, and how they answer mistakes."""
 
 import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import types
 
 import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
 
-from flipkit import evaluate, run
+from flipkit import commands, evaluate, meanings, recipe, run
+from flipkit.journal import _Keep
 
 HERE = pathlib.Path(__file__).parents[1]
 TINY = '''"""A tiny run of four steps, for tests."""
@@ -126,6 +129,83 @@ def finished(folder):
 # What they do
 
 
+def screen(written):
+    """The lines that a terminal shows after `written`: carriage returns, moves up, erased lines."""
+    lines, row, column = [""], 0, 0
+    for piece in re.findall(r"\x1b\[[?\d;]*[a-zA-Z]|[^\x1b]", written):
+        if piece == "\r":
+            column = 0
+        elif piece == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif piece.endswith("A"):
+            row -= int(piece[2:-1])
+        elif piece == "\x1b[2K":
+            lines[row] = ""
+        elif not piece.startswith("\x1b"):
+            lines[row] = lines[row].ljust(column)[:column] + piece + lines[row][column + 1 :]
+            column += 1
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Calls a function while stderr is a terminal; returns what was written there."""
+    pty = pytest.importorskip("pty", reason="Windows has no pseudo terminals")
+
+    def call(function, *arguments):
+        reading, writing = pty.openpty()
+        with os.fdopen(writing, "w") as stderr, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stderr)
+            patch.setenv("TERM", "xterm")
+            function(*arguments)
+            stderr.write("end")
+            stderr.flush()
+            written = ""
+            while not written.endswith("end"):
+                written += os.read(reading, 1 << 16).decode()
+        os.close(reading)
+        return written.removesuffix("end").replace("\r\n", "\n")
+
+    return call
+
+
+def keep(say):
+    """Two windows of a run, as its journal sees them."""
+    journal = types.SimpleNamespace(shows_progress=True, last={}, seconds=0.0, rejected=0, say=say)
+    journal.reject = journal.write = lambda rows: None
+    journal.programs = {}
+    phase = types.SimpleNamespace(steps=4, samples=32, batch_size=8)
+    told = types.SimpleNamespace(phases=[phase], steps=4)
+    callback = _Keep(journal, told, 0, 0, types.SimpleNamespace(rejects=[]))
+    meter = types.SimpleNamespace(programs=1)
+    rate = types.SimpleNamespace(learning_rate=0.25)
+    callback.set_model(types.SimpleNamespace(meter=meter, optimizer=rate))
+    callback.on_train_begin()
+    for window in range(2):
+        for batch in range(2):
+            callback.on_train_batch_end(batch)
+        callback.on_epoch_end(window, {"loss": 2.5})
+    callback.on_train_end()
+
+
+LINES = ["step 2/4  loss 2.500  rate 2.50e-01", "step 4/4  loss 2.500  rate 2.50e-01"]
+
+
+def test_lines_of_progress_go_to_the_log_where_stderr_is_a_terminal(terminal):
+    said = []
+    bar = terminal(keep, said.append)
+    assert said == LINES
+    assert "compiling" in bar
+    assert "loss" not in bar
+
+
+def test_bar_and_lines_of_progress_share_a_terminal(terminal):
+    written = terminal(keep, lambda line: print(line, file=sys.stderr, flush=True))
+    assert "compiling" in written
+    assert screen(written) == LINES
+
+
 def test_run_shows_a_table_progress_and_what_it_wrote(finished):
     workdir, done = finished
     for told in (
@@ -157,7 +237,7 @@ def test_what_can_be_set_is_listed(cli):
     code, printed, _ = cli("tiny.py", "--list", "path=shards/[0-9]*.tar", "model.mask_ratio=0.25")
     assert code == 0
     for told in (
-        "argument of the recipe", "batch_size", "model.image.patch_size", "phases.0.schedule.peak",
+        "Arguments of the recipe", "batch_size", "model.image.patch_size", "phases.0.schedule.peak",
         "feed.captions", "optimizer.weight_decay", "shards/[0-9]*.tar", "0.25",
     ):  # fmt: skip
         assert told in printed, told
@@ -210,7 +290,75 @@ def test_vitl_runs_on_a_cpu(tmp_path):
     assert "learning rate 0 at the end" in done.stdout
 
 
+@pytest.mark.parametrize("width", ["80", "120"])
+def test_list_tells_what_each_setting_means(cli, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", width)
+    code, printed, _ = cli("tiny.py", "--list", "path=x.tar", "model.image", "phases")
+    assert code == 0
+    assert max(map(len, printed.splitlines())) <= int(width)
+    assert re.search(r"model\.image\.patch_size=8 +pixels per side of a patch", printed)
+    assert re.search(r"model\.image\.depth=1 +blocks *\n", printed)
+    assert re.search(r"phases\.0\.batch_size=8 +pairs per step", printed)
+    assert "model.text.dim" not in printed
+    assert "Did you mean 'model.image'" in complaint(cli("tiny.py", "--list", "model.imge"))
+
+
+@pytest.mark.parametrize("name", ["flip_small", "fine_tune"])
+def test_every_setting_of_a_shipped_recipe_has_a_meaning(name):
+    function = recipe.load(name)
+    made = function()
+    found = [s for settings in meanings.settings(function, made).values() for s in settings]
+    assert {s.path for s in found} >= {*recipe.dials(function), "feed.captions", "seed"}
+    assert [s.path for s in found if not s.meaning] == []
+
+
+def test_arguments_are_read_from_a_docstring():
+    told = meanings.arguments("""Does it.
+
+    Args:
+        width, depth: pixels, blocks.
+        rate (float): share that is dropped: in [0, 1). None
+            drops nothing.
+        **more: of the parent.
+        one, two,
+            three: as many.
+
+    Returns:
+        nothing: at all.
+    """)
+    assert told == {
+        "width": "pixels", "depth": "blocks", "more": "of the parent.",
+        "one": "as many.", "two": "as many.", "three": "as many.",
+        "rate": "share that is dropped: in [0, 1). None drops nothing.",
+    }  # fmt: skip
+
+
 # How they answer mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "told"),
+    [
+        (["--pairs", "640"], True, "Unknown flag --pairs. Settings are written name=value: pairs=640"),
+        (["--pairs=640"], True, "Unknown flag --pairs. Settings are written name=value: pairs=640"),
+        (["--model.dim", "a=b"], True, "Unknown flag --model.dim. Settings are written name=value: "
+         "model.dim=..."),
+        (["--wrkdir", "x"], True, "Unknown flag --wrkdir. Did you mean --workdir?"),
+        (["--pairs", "640"], False, "Unknown flag --pairs. Known: --workdir, --list."),
+    ],
+)  # fmt: skip
+def test_flag_that_is_none_is_answered_in_a_line(capsys, words, settings, told):
+    with pytest.raises(SystemExit) as end:
+        commands.parsed(["program", "tiny.py", *words], ["workdir", "list"], settings)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"flipkit: {told}\n"
+
+
+def test_every_command_starts_alike():
+    started = [
+        path.name for path in (HERE / "flipkit").glob("*.py") if "app.run(" in path.read_text()
+    ]
+    assert {*started} - {"compare.py"} == {"commands.py"}
 
 
 @pytest.mark.parametrize(

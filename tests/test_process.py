@@ -1,5 +1,7 @@
-"""flipkit.process: a program starts itself again, once, with memory on huge pages."""
+"""flipkit.process: huge pages by one new start of the program, and no search for an absent TPU."""
 
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -7,9 +9,9 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="glibc alone has the tunable"
-)
+from flipkit import process
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has the tunable")
 PROGRAM = """
 import os, sys
 print(os.environ.get("GLIBC_TUNABLES"), os.getpid(), sys.argv[1:], flush=True)
@@ -27,6 +29,7 @@ def run(**environment):
     ).stdout.splitlines()
 
 
+@glibc
 def test_a_program_starts_again_with_the_tunable_and_its_own_command_line():
     before, after, last = run()
     assert before.split()[0] == "None"
@@ -36,8 +39,59 @@ def test_a_program_starts_again_with_the_tunable_and_its_own_command_line():
     assert last == "on"
 
 
+@glibc
 def test_what_the_environment_says_is_left_alone():
     told = "glibc.malloc.arena_max=2"
     first, last = run(GLIBC_TUNABLES=told)
     assert first.split()[0] == told
     assert last == "on"
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({}, False),
+        ({"dev/null": ""}, False),
+        ({"dev/accel0": ""}, True),
+        ({"dev/vfio/0": ""}, True),
+        ({"dev/vfio/vfio": ""}, False),
+        ({"sys/bus/pci/devices/a/vendor": "0x1ae0\n"}, True),
+        (
+            {
+                "sys/bus/pci/devices/a/vendor": "0x1ae0\n",
+                "sys/bus/pci/devices/a/class": "0x020000\n",
+            },
+            False,
+        ),
+        ({"sys/bus/pci/devices/a/vendor": "0x10de\n"}, False),
+    ],
+)
+def test_a_tpu_is_known_by_its_device(tmp_path, files, found):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert bool(process._tpu_devices(tmp_path)) == found
+
+
+@pytest.mark.parametrize(
+    ("environment", "installed", "devices", "platforms"),
+    [
+        ({}, ["libtpu"], [], "cpu"),
+        ({}, [], [], None),
+        ({}, ["libtpu"], ["dev/accel0"], None),
+        ({}, ["libtpu", "jax_plugins"], [], None),  # a GPU's
+        ({"JAX_PLATFORMS": "tpu"}, ["libtpu"], [], "tpu"),
+        ({"JAX_FORCE_TPU_INIT": "1"}, ["libtpu"], [], None),
+    ],
+)
+def test_jax_looks_for_no_tpu_where_none_is(
+    monkeypatch, environment, installed, devices, platforms
+):
+    monkeypatch.setattr(os, "environ", dict(environment))
+    monkeypatch.setattr(process, "_tpu_devices", lambda: devices)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name if name in installed else None
+    )
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+    process.skip_absent_tpu()
+    assert os.environ.get("JAX_PLATFORMS") == platforms
