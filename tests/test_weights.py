@@ -203,11 +203,9 @@ def test_resampled_positions_keep_a_slope():
     np.testing.assert_allclose(found[8, 3:-3, 1], expected[3:-3], atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("size", "new_size", "atol"), [(4, 8, 1e-5), (14, 16, 1e-5), (16, 14, 0.4)]
-)
+@pytest.mark.parametrize(("size", "new_size", "lost"), [(4, 8, 0.0), (14, 16, 0.0), (16, 14, 0.02)])
 def test_resampled_patches_see_in_resized_pictures_what_they_saw_in_the_pictures(
-    size, new_size, atol
+    size, new_size, lost
 ):
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((size * size * 3, 5)).astype("float32")
@@ -218,7 +216,12 @@ def test_resampled_patches_see_in_resized_pictures_what_they_saw_in_the_pictures
     assert found.shape == (new_size * new_size * 3, 5)
     assert found.dtype == np.float32
     expected = patches.reshape(2, -1) @ kernel
-    np.testing.assert_allclose(np.asarray(resized).reshape(2, -1) @ found, expected, atol=atol)
+    # Sums of up to 768 products, of pictures and kernels that are float32 themselves; fewer pixels lose
+    # some of what was seen. Cancelled terms round too, so what counts is the size of the largest sum.
+    rounding = 32 * np.finfo("float32").eps
+    atol = (rounding + lost) * np.abs(expected).max()
+    seen = np.asarray(resized).reshape(2, -1) @ found
+    np.testing.assert_allclose(seen, expected, rtol=0, atol=atol)
 
 
 def test_patches_of_the_same_size_stay_as_they_are():
@@ -421,7 +424,8 @@ def test_timms_towers_with_layer_scale_are_read(scaled, pool, told, tmp_path, mo
     for part, variable in tensors.weights(scaled).items():
         np.testing.assert_array_equal(tensors.weights(found)[part], variable, err_msg=part)
     if pool == "avg":  # and out again, as a tower of open_clip's own
-        flipkit.save_as(found, "open_clip", tmp_path / "own", verify=True)
+        flipkit.save_as(found, "open_clip", tmp_path / "own")
+        assert flipkit.load_pretrained(tmp_path / "own").image.layer_scale == 1e-6
 
 
 @pytest.mark.parametrize("format", ["huggingface", "big_vision"])

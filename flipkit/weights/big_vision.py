@@ -218,10 +218,9 @@ def _problems(model):
         if type(tower) is not kind:
             yield f"{part}={type(tower).__name__}: expected a {kind.__name__}"
             continue
-        config = tower.get_config()
         for name, value in told.items():
-            if config.get(name, value) != value:
-                yield f"{part}.{name}={config[name]!r}: it is {value!r} there"
+            if (have := getattr(tower, name)) != value:
+                yield f"{part}.{name}={have!r}: it is {value!r} there"
         if getattr(model, f"{part}_head") == "linear":
             yield f"{part}_head='linear': heads have a bias there (affine), or there is none"
     if type(model.image) is ViT and model.image.class_token != (model.image.pool == "class"):
