@@ -9,10 +9,15 @@ import dataclasses
 import json
 import sys
 
-from rich import box, console, table
+from rich import box, console, padding, table
 
 from flipkit import plugins
 from flipkit.errors import FlipkitError, UnknownName, nearest
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"flipkit: {message[:1].upper()}{message[1:]}. --help tells the flags.\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,9 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0; when checking, 1 if anything fails or is broken; 2 for a name or a hook there isn't.
     """
-    parser = argparse.ArgumentParser(
-        "python -m flipkit.plugins", description="List components, or check them."
-    )
+    parser = _Parser("python -m flipkit.plugins", description="List components, or check them.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--hook", help="only what this hook offers: maskers")
     parser.add_argument(
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             return _check(arguments.check, kinds, arguments.json)
         components = plugins.listing(*kinds)
     except FlipkitError as error:
-        print(error, file=sys.stderr)
+        print(f"flipkit: {error}", file=sys.stderr)
         return 2
     wrong = _problems_of(kinds)
     if arguments.json:
@@ -58,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         for p in wrong
         if (p.source.distribution, p.hook) not in told
     ]
-    _print_table(("kind", "name", "source", "summary", "status"), rows, wrong)
+    _print_list(rows, wrong)
     return 0
 
 
@@ -125,6 +128,27 @@ def _print_table(titles, rows, wrong):
         printed.add_row(*row)
     out = console.Console(markup=False, highlight=False)
     out.print(printed)
+    _print_below(out, wrong)
+
+
+def _print_list(rows, wrong):
+    """Components by kind, and what each is, on lines as wide as the terminal."""
+    out = console.Console(markup=False, highlight=False)
+    kind = None
+    for row in rows:
+        if row[0] != kind:
+            kind = row[0]
+            out.print(f"\n{kind}")
+        name = "" if row[1] == "-" else f"{row[1]}, "
+        status = "" if row[4] == "ok" else f" ({row[4]})"
+        out.print(f"  {name}{row[2]}{status}", soft_wrap=True)
+        out.print(padding.Padding(row[3].strip(), (0, 0, 0, 6), expand=False))
+    out.print()
+    _print_below(out, wrong)
+
+
+def _print_below(out, wrong):
+    """What is wrong, what goes and what is left out."""
     for problem in [*wrong, *plugins.deprecated()]:
         out.print(str(problem), soft_wrap=True)
     for source, by in plugins.disabled().items():
