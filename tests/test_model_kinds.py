@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import h5py
 import msgpack
@@ -16,8 +17,13 @@ from flipkit.weights import initial, keras_hub, t5x, tensors
 
 DATA = ["data=captioned_shapes", "data.size=6", "data.image_size=32"]
 MERGES = "#version: 0.2\nr e\nre d</w>\n"
-TOWER = {"dim": 16, "depth": 1, "heads": 2}
-CLIP_IMAGE = {"pre_norm": True, "pool": "class", "patch_bias": False, "final_norm": "after_pool"}
+TOWER: Any = {"dim": 16, "depth": 1, "heads": 2}
+CLIP_IMAGE: Any = {
+    "pre_norm": True,
+    "pool": "class",
+    "patch_bias": False,
+    "final_norm": "after_pool",
+}
 
 
 def clip(tokenizer=None):
@@ -38,7 +44,7 @@ def siglip():
         16, 8, **TOWER, positions="learned", class_token=False, pool="map", norm_epsilon=1e-6
     )
     text = flipkit.TextTransformer(259, 8, **TOWER, pool="last", padding=1, norm_epsilon=1e-6)
-    heads = {"image_head": None, "text_head": "affine", "max_logit_scale": None}
+    heads: Any = {"image_head": None, "text_head": "affine", "max_logit_scale": None}
     model = flipkit.FLIP(
         image, text, dim=16, init_logit_bias=-10.0, **heads, tokenizer="bytes", seed=1
     )
@@ -67,7 +73,7 @@ def write_keras_hub(model, folder):
 
 def write_t5x(folder):
     """A checkpoint of an official FLIP of one of the paper's widths, its arrays within the index."""
-    tower = {"dim": 512, "depth": 1, "heads": 8, "mlp_dim": 16}
+    tower: Any = {"dim": 512, "depth": 1, "heads": 8, "mlp_dim": 16}
     model = flipkit.FLIP(
         flipkit.ViT(16, 8, **tower), flipkit.TextTransformer(64, 8, **tower), dim=8, seed=1
     )
@@ -75,7 +81,7 @@ def write_t5x(folder):
     arrays = tensors.dump(model, t5x.entries(model))
     fixed = layers.sincos_positions((2, 2), 512)
     arrays[t5x._POSITIONS] = np.pad(fixed, ((1, 0), (0, 0)))[None].astype("float32")
-    tree = {}
+    tree: dict[str, Any] = {}
     for name, array in arrays.items():
         *parts, last = name.split("/")
         node = tree
