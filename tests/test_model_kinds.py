@@ -19,6 +19,7 @@ DATA = ["data=captioned_shapes", "data.size=6", "data.image_size=32"]
 MERGES = "#version: 0.2\nr e\nre d</w>\n"
 TOWER: Any = {"dim": 16, "depth": 1, "heads": 2}
 CLIP_IMAGE: Any = {
+    "class_position": True,
     "pre_norm": True,
     "pool": "class",
     "patch_bias": False,
@@ -196,13 +197,15 @@ def test_every_kind_is_converted_and_shown_and_begun_from(kind, command, models,
 
 def test_what_is_no_model_is_answered_with_the_nearest_thing(models, command, monkeypatch):
     (models / "notes.txt").write_text("no weights")
-    (models / "somewhere").mkdir(exist_ok=True)
+    for folder in ("somewhere", "several"):
+        (models / folder).mkdir(exist_ok=True)
+    shutil.copy(models / "clip.keras", models / "several" / "one.keras")
     for where, told in (
         ("opan_clip", "Did you mean 'open_clip'"),
         ("openai/clip-vit-base-patch32", "hf download openai/clip-vit-base-patch32"),
         ("hf-hub:laion/CLIP", "hf download laion/CLIP"),
         ("local-dir:open_clip", "Give the folder alone: open_clip"),
-        (".", "Models in it: big_vision.npz, checkpoint_5"),
+        ("several", "Models in it: several/one.keras"),
         ("open_clip/open_clip_config.json", "is a part of one. Did you mean"),
         ("finished run/checkpoints", "is a part of one. Did you mean"),
         ("somewhere", "a folder of open_clip, Hugging Face, KerasHub"),
