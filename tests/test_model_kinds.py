@@ -126,7 +126,8 @@ def models(tmp_path_factory):
     flipkit.save_as(pair, "huggingface", folder / "siglip")
     flipkit.save_as(pair, "big_vision", folder / "big_vision.npz")
     write_keras_hub(made, folder / "keras_hub")
-    write_t5x(folder / "checkpoint_5")
+    (folder / "official").mkdir()
+    write_t5x(folder / "official" / "checkpoint_5")
     return folder
 
 
@@ -141,7 +142,7 @@ KINDS = {
     "keras_hub": None,
     "siglip": "bytes",
     "big_vision.npz": "bytes",
-    "checkpoint_5": "vocab.txt",
+    "official/checkpoint_5": "official/vocab.txt",
 }
 
 
