@@ -282,6 +282,31 @@ def test_a_sample_without_text_or_with_an_unreadable_picture_is_replaced_and_nam
     assert reasons[2].startswith("number 2: Can't decode the image")
 
 
+def test_labels_are_whole_numbers_of_any_type_and_nothing_else():
+    classifier = Model(None, reads="label")
+    classifier.classes = 3
+
+    class Labelled(Numbered):
+        labels = (2, 2.0, np.int64(2), np.float32(2))
+
+        def __getitem__(self, i):
+            return super().__getitem__(i) | {"label": self.labels[i], "texts": []}
+
+    batch = Feed(crop=None).open(Labelled(4), classifier, 4).batch(0)
+    assert batch["label"].dtype == np.int32
+    assert batch["label"].tolist() == [2] * 4
+    for label, told in (("red", "whole number. .*label='red' of number 0"), (3, "from 0 to 2.*=3")):
+        Labelled.labels = (label,)
+        with pytest.raises(DataError, match=told):
+            Feed(crop=None).open(Labelled(1), classifier, 1).batch(0)
+    Labelled.labels = (None, 1)
+    batches = Feed(crop=None, bad_limit=1).open(Labelled(2), classifier, 2)
+    assert batches.batch(0)["label"].tolist() == [1, 1]
+    assert [reason for *_, reason in batches.rejects] == ["number 0: no label"] * len(
+        batches.rejects
+    )
+
+
 def test_too_many_bad_samples_stop_the_feed_with_a_summary():
     data = Numbered(200, bad=range(0, 200, 20))
     batches = opened(data, 20)

@@ -9,6 +9,7 @@ import pathlib
 import string
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 from absl import logging
 from tokenizers import Regex, models, pre_tokenizers, trainers
@@ -274,7 +275,8 @@ class ClipBPE(_Subwords):
 
     @functools.cached_property
     def _merges(self):
-        pairs = [tuple(line.split()) for line in self.lines[1:]]  # the first tells the version
+        # The first line tells the version.
+        pairs: list[Any] = [tuple(line.split()) for line in self.lines[1:]]
         known = {*map("".join, pairs), *_BYTES.values(), *(f"{b}</w>" for b in _BYTES.values())}
         for number, pair in enumerate(pairs, 2):
             if len(pair) != 2 or not known >= {*pair}:

@@ -17,7 +17,7 @@ from absl import logging
 
 flipkit_api = (1, 1)  # the oldest and the newest hook API this works with
 
-PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+PICTURES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @keras.saving.register_keras_serializable(package="flipkit_picture_folders")

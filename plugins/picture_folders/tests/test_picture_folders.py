@@ -59,6 +59,15 @@ def test_pictures_come_in_the_order_of_their_paths_with_a_caption_per_line(folde
     assert samples[2]["image"] == (folder / "b.png").read_bytes()
 
 
+def test_whatever_flipkit_decodes_is_a_picture_and_names_may_have_dots(tmp_path):
+    names = ["a 2023.05.01.tif", "b.v2.tiff", "c.avif"]
+    for name in names:
+        tmp_path.joinpath(name).write_bytes(b"not opened")
+        tmp_path.joinpath(name).with_suffix(".txt").write_text(name)
+    data = PictureFolders(tmp_path)
+    assert [(data[i]["id"], data.texts(i)) for i in range(len(data))] == [(n, [n]) for n in names]
+
+
 def test_what_is_hidden_or_no_picture_is_left_out(folder):
     fill(folder, {".hidden/d.png": "d", "a/._b.jpg": "a shadow of b"})
     folder.joinpath("notes.md").write_text("not a picture")
