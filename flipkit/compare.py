@@ -18,13 +18,12 @@ table shows all of it. Several processes may work in one folder.
 import pathlib
 import sys
 
-from absl import app, flags, logging
-from rich.console import Console
+from absl import flags
 from rich.markup import escape
 from rich.table import Table
 
-from flipkit import report
-from flipkit.errors import ConfigurationError, FlipkitError
+from flipkit import commands, report
+from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest
 from flipkit.process import cache_programs, take_huge_pages
 from flipkit.settings import as_like, parse, split_settings
 
@@ -41,7 +40,7 @@ OWN = ("seconds", "samples", "flops", "seeds", "metric", "chance", "title", "bas
 
 def main(arguments):
     """Runs the command line; returns the exit code."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = commands.console()
     try:
         if len(arguments) < 2:
             raise ConfigurationError(f"Expected a recipe. Usage: {__doc__}")
@@ -67,32 +66,34 @@ def main(arguments):
         cache_programs()
         made = study.Study(workdir, name, fixed, budget, amount)
         metric = own.get("metric", METRIC)
+        labels = {v.label for v in chosen} | {result.variant.label for result in made.results()}
+        if "baseline" in own and own["baseline"] not in labels:
+            raise UnknownName(
+                f"No variant is {own['baseline']!r}. {nearest(own['baseline'], labels)}"
+            )
         for variant in chosen:  # what is wrong is told before hours
             run = made.sized(variant, study.PROBE_PAIRS)
             run.count_data()
             study.check_metric(run, metric)
-        failures = made.run(
-            chosen, seeds, lambda line: console.print(escape(line), highlight=False)
-        )
+        failures = made.run(chosen, seeds, lambda line: commands.say(console, line))
         if results := made.results():
             rows = ranking.ranked(results, metric)
             baseline = ranking.find(rows, own["baseline"]) if "baseline" in own else None
             leads = ranking.leads(rows, baseline, metric, budget) if baseline else []
             equal = f"{budget} {amount:,.0f}" if budget != "flops" else f"{amount:.3g} FLOPs"
             console.print(table(rows, metric, f"{name}, equal {equal}"))
+            console.print(costs_table(rows))
             if leads:
                 console.print(leads_table(leads, baseline, metric))
             for line in remarks(results, rows, budget):
-                console.print(line, highlight=False, soft_wrap=True)
+                commands.say(console, line)
             title = own.get("title", f"{metric} of {name}, equal {equal}")
             chance = parse(own["chance"]) if "chance" in own else None
             written = [
                 workdir / "results.jsonl",
                 *draw(made, rows, metric, title, chance, baseline, leads),
             ]
-            console.print(
-                f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True
-            )
+            commands.say(console, f"Written: {', '.join(map(str, written))}")
         for failure in failures:
             print(f"flipkit: {failure}", file=sys.stderr)
         return 1 if failures else 0
@@ -146,20 +147,21 @@ def draw(made, rows, metric, title, chance, baseline, leads) -> list[pathlib.Pat
 
 
 def table(rows, metric, title) -> Table:
-    """The variants from the best down: the metric over seeds, what it cost, what it can't be told from."""
+    """The variants from the best down: the metric over seeds, and what it can't be told from."""
     phased = any(row.before is not None for row in rows)
-    columns = [metric, "seeds", "same as", "tokens", "pairs", "FLOPs", "seconds"]
-    if phased:
-        columns.insert(1, "before last phase")
-    result = Table("", "variant", *columns, title=title)
+    columns = ["before last phase"] if phased else []
+    caption = (
+        "±: standard deviation over seeds. same as: the rows that can't be told apart from this one "
+        "(Tukey's test, 95 % for all pairs together); ? with fewer than two seeds."
+    )
+    columns = ["", "variant", metric, *columns, "seeds", "same as"]
+    result = commands.table(*columns, title=title, caption=caption)
     for column in result.columns[2:]:
         column.justify = "right"
     for place, row in enumerate(rows, 1):
         spread = "" if row.spread is None else f" ± {report.shown(metric, row.spread)}"
         reached = "diverged" if row.mean is None else report.shown(metric, row.mean) + spread
         before = "" if row.before is None else report.shown(metric, row.before)
-        first = row.results[0]
-        seconds = sum(r.seconds for r in row.results) / len(row.results)
         result.add_row(
             str(place),
             escape(row.variant.label),
@@ -167,42 +169,44 @@ def table(rows, metric, title) -> Table:
             *([before] if phased else ()),
             str(len(row.results)),
             "?" if row.like is None else ranges(row.like) or "none",
+        )
+    return result
+
+
+def costs_table(rows) -> Table:
+    """What each variant spent."""
+    caption = (
+        "image tokens: in the first phase. FLOPs: of training, counted. seconds: of training, measured; "
+        "means over seeds."
+    )
+    columns = ("variant", "image tokens", "pairs", "FLOPs", "seconds")
+    result = commands.table(*columns, title="What it cost", caption=caption, numbers=True)
+    for row in rows:
+        first = row.results[0]
+        seconds = sum(r.seconds for r in row.results) / len(row.results)
+        result.add_row(
+            escape(row.variant.label),
             "" if first.image_tokens is None else str(first.image_tokens),
             f"{first.pairs:,}",
             f"{first.flops:.3g}",
             f"{seconds:,.1f}",
         )
-    result.caption = (
-        '± is the standard deviation over seeds. "same as": the rows that can\'t be told apart from this '
-        "one (Tukey's test, 95 % for all pairs together; ? with fewer than two seeds). tokens: of a "
-        "picture, in the first phase. FLOPs: of training, counted. seconds: of training, measured."
-    )
     return result
 
 
 def leads_table(leads, baseline, metric) -> Table:
     """When each variant had what the baseline has at its end."""
-    result = Table("variant", "sooner", "seconds", "pairs", "FLOPs")
-    result.title = (
-        f"Until {report.shown(metric, baseline.mean)}, where {escape(baseline.variant.label)} ends"
-    )
-    for column in result.columns[1:]:
-        column.justify = "right"
-    for lead in leads:
-        if lead.spent is None:
-            result.add_row(escape(lead.variant.label), "never", "", "", "")
+    title = f"Until {report.shown(metric, baseline.mean)}, where {baseline.variant.label} ends"
+    columns = ("variant", "sooner", "seconds", "pairs", "FLOPs")
+    result = commands.table(*columns, title=title, numbers=True)
+    rows = [(lead.variant.label, lead.sooner, lead.spent) for lead in leads]
+    whole = {o: baseline.curve(o, metric)[-1][0] for o in ("seconds", "samples", "flops")}
+    for label, sooner, spent in [*rows, (baseline.variant.label, 1.0, whole)]:
+        if spent is None:
+            result.add_row(escape(label), "never", "", "", "")
             continue
-        result.add_row(
-            escape(lead.variant.label),
-            f"{lead.sooner:.2f}x",
-            f"{lead.spent['seconds']:,.1f}",
-            f"{lead.spent['samples']:,.0f}",
-            f"{lead.spent['flops']:.3g}",
-        )
-    last = baseline.curve("seconds", metric)[-1][0], baseline.curve("samples", metric)[-1][0]
-    flops = baseline.curve("flops", metric)[-1][0]
-    label = escape(baseline.variant.label)
-    result.add_row(label, "", f"{last[0]:,.1f}", f"{last[1]:,.0f}", f"{flops:.3g}")
+        seconds, pairs = f"{spent['seconds']:,.1f}", f"{spent['samples']:,.0f}"
+        result.add_row(escape(label), f"{sooner:.2f}x", seconds, pairs, f"{spent['flops']:.3g}")
     return result
 
 
@@ -215,7 +219,7 @@ def remarks(results, rows, budget):
     for row in rows:
         if row.diverged:
             yield (
-                f"{escape(row.variant.label)}: {row.diverged} of {len(row.results)} runs DIVERGED (numbers "
+                f"{row.variant.label}: {row.diverged} of {len(row.results)} runs DIVERGED (numbers "
                 "that are not finite). It is ranked last, and its means leave them out."
             )
     if budget == "seconds":
@@ -249,6 +253,4 @@ def starts(unequal) -> str:
 
 if __name__ == "__main__":
     take_huge_pages()
-    flags.FLAGS.set_gnu_getopt(True)
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    commands.start(main, _WORKDIR)

@@ -162,15 +162,18 @@ def test_seeds_whose_runs_took_other_times_are_told():
     assert "yes" in " ".join(compare.remarks(even, [], "seconds"))
 
 
-def test_the_table_fits_a_terminal_of_120_columns():
+def test_the_tables_fit_a_terminal_of_80_columns():
+    long = "a-masker-with-a-name"
     rows = ranking.ranked(
-        [curve(name, seed, [0.1, 0.2]) for name in ("a", "b") for seed in (0, 1)],
+        [curve(name, seed, [0.1, 0.2]) for name in (long, "b") for seed in (0, 1)],
         "zero_shot/top1",
     )
-    console = Console(width=120, file=io.StringIO())
+    console = Console(width=80, file=io.StringIO())
     console.print(compare.table(rows, "zero_shot/top1", "a study"))
-    assert "masker=a" in console.file.getvalue()
-    assert "20.00 % ± 0.00 %" in console.file.getvalue()
+    console.print(compare.costs_table(rows))
+    told = console.file.getvalue()
+    assert f"masker={long} 20.00 % ± 0.00 %" in " ".join(told.split())
+    assert f"masker={long} 4 8 1e+09 100.0" in " ".join(told.split())
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

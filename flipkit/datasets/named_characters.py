@@ -22,7 +22,8 @@ FACES = {
 }
 REFERENCE = "DejaVuSans"  # in which no two characters may look alike
 CATEGORIES = "LNPS"  # letters, numbers, punctuation, symbols
-HEIGHTS = (0.5, 0.95)  # of the font, as a share of the picture's height
+HEIGHTS = (0.7, 0.95)  # of the font, as a share of the picture's height
+PLACES = (0.4, 0.6)  # of the room beside the character, how much is left of it, or above
 DARK, LIGHT = (0, 110), (145, 255)  # channels of ink and ground, one each, in any order
 
 
@@ -157,8 +158,8 @@ def _drawn(character, face, side, draw):
     mask = Image.new("L", (side, side))
     canvas = ImageDraw.Draw(mask)
     left, top, right, bottom = canvas.textbbox((0, 0), character, font=font)
-    x = (side - (right - left)) * (0.25 + 0.5 * draw.random()) - left
-    y = (side - (bottom - top)) * (0.25 + 0.5 * draw.random()) - top
+    x = (side - (right - left)) * draw.uniform(*PLACES) - left
+    y = (side - (bottom - top)) * draw.uniform(*PLACES) - top
     canvas.text((x, y), character, 255, font=font)
     share = np.asarray(mask, "float32")[..., None] / 255
     dark, light = ([draw.uniform(*span) for _ in range(3)] for span in (DARK, LIGHT))
