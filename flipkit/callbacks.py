@@ -1,10 +1,14 @@
 """Keras callbacks for contrastive training: throughput, and evaluations while it runs."""
 
+import contextlib
+import math
 import time
 
 import keras
+from absl import logging
 
 from flipkit import optimizers
+from flipkit.errors import FlipkitError
 
 
 class Throughput(keras.callbacks.Callback):
@@ -47,13 +51,19 @@ class Evaluate(keras.callbacks.Callback):
 
     Args:
         evaluators: `{name: evaluator}`; an evaluator maps the model to `{metric: number}`, as
-            `flipkit.ZeroShot` and `flipkit.Retrieval` do. Logged as `name/metric`.
+            `flipkit.ZeroShot` and `flipkit.Retrieval` do. Logged as `name/metric`. One with a method
+            `check(model)` is asked when training begins: it raises what calling it would certainly raise.
         every: epochs between evaluations; 0 is only at the end.
+        checked: whether somebody has asked them already, as a `flipkit.Run` does.
     """
 
-    def __init__(self, evaluators, every=1):
+    def __init__(self, evaluators, every=1, checked=False):
         super().__init__()
-        self.evaluators, self.every = evaluators, every
+        self.evaluators, self.every, self.checked = evaluators, every, checked
+
+    def on_train_begin(self, logs=None):
+        if not self.checked:
+            check_all(self.model, self.evaluators)
 
     def on_epoch_end(self, epoch, logs=None):
         last = epoch + 1 == self.params["epochs"]
@@ -61,10 +71,35 @@ class Evaluate(keras.callbacks.Callback):
             logs.update(evaluate_all(self.model, self.evaluators))
 
 
+def check_all(model, evaluators):
+    """Lets the evaluators that have a method `check` refuse the model and their data beforehand."""
+    for name, evaluator in evaluators.items():
+        if hasattr(evaluator, "check"):
+            with _naming(name):
+                evaluator.check(model)
+
+
 def evaluate_all(model, evaluators) -> dict[str, float]:
-    """`{"name/metric": number}` of every evaluator, with averaged weights where the optimizer has them."""
+    """`{"name/metric": number}` of every evaluator, with averaged weights where the optimizer has them.
+
+    An infinite number becomes NaN, which no comparison takes for the best; a warning says so.
+    """
+    found = {}
     with optimizers.averaged_weights(model):
-        found = {name: evaluator(model) for name, evaluator in evaluators.items()}
-    return {
-        f"{name}/{metric}": value for name, all in found.items() for metric, value in all.items()
-    }
+        for name, evaluator in evaluators.items():
+            with _naming(name):
+                metrics = evaluator(model)
+            found |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+    lost = [name for name, value in found.items() if not math.isfinite(value)]
+    if lost:
+        logging.warning("Not finite, and so no result: %s", ", ".join(lost))
+    return found | dict.fromkeys(lost, math.nan)
+
+
+@contextlib.contextmanager
+def _naming(name):
+    """Puts an evaluator's name before what it raises for the user."""
+    try:
+        yield
+    except FlipkitError as problem:
+        raise type(problem)(f"Evaluator {name!r}: {problem}") from problem

@@ -9,6 +9,7 @@ from flipkit import losses
 from flipkit.errors import ConfigurationError
 from flipkit.model import FLIP
 from flipkit.registry import register
+from flipkit.sizes import sides
 from flipkit.weights import load_pretrained
 
 # Read by both tokenizers, whose ids have to be the same.
@@ -69,7 +70,7 @@ class Distillation(losses.Loss):
         teacher = self._model
         if not teacher.built:
             teacher.build()
-        sizes = [_size(m.image.image_size) for m in (model, teacher)]
+        sizes = [sides(m.image.image_size) for m in (model, teacher)]
         lengths = [m.text.length for m in (model, teacher)]
         if sizes[0] != sizes[1] or lengths[0] != lengths[1]:
             raise ConfigurationError(
@@ -129,10 +130,6 @@ def divergence(teacher, student, axis):
 def _distance(a, b):
     a, b = ops.cast(a, "float32"), ops.cast(b, "float32")
     return ops.mean(ops.sum(ops.square(a - b), axis=-1))
-
-
-def _size(size):
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _read_alike(student, teacher, length):

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 from keras.src.backend.common import global_state  # Keras has no public word for it
 
-from flipkit import registry
+from flipkit import checks, registry
 from flipkit.errors import ConfigurationError, nearest
 from flipkit.layers import (
     AttentionPool,
@@ -19,6 +19,7 @@ from flipkit.layers import (
 )
 from flipkit.random import current_seed, seed_scope
 from flipkit.registry import register
+from flipkit.sizes import Size, is_size, sides
 
 # How weights may be split over a mesh axis named "model": (path pattern, axes of the variable).
 TRANSFORMER_LAYOUT = (
@@ -58,6 +59,11 @@ class _Transformer(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        checks.whole(dim=dim, depth=depth, heads=heads)
+        if mlp_dim is not None:
+            checks.whole(mlp_dim=mlp_dim)
+        checks.share(dropout=dropout, drop_path=drop_path)
+        checks.number(above=0, norm_epsilon=norm_epsilon)
         self.dim, self.depth, self.heads, self.mlp_dim = dim, depth, heads, mlp_dim
         self.activation, self.causal, self.impl = activation, causal, impl
         self.dropout, self.drop_path, self.remat = dropout, drop_path, remat
@@ -159,7 +165,7 @@ class ViT(_Transformer):
 
     def __init__(
         self,
-        image_size=224,
+        image_size: Size = 224,
         patch_size=16,
         dim=768,
         depth=12,
@@ -176,7 +182,12 @@ class ViT(_Transformer):
     ):
         kwargs.setdefault("name", "image")
         super().__init__(dim, depth, heads, **kwargs)
-        self.image_size = image_size if isinstance(image_size, int) else tuple(image_size)
+        if not is_size(image_size):
+            raise ConfigurationError(
+                f"Expected pixels, one side or (height, width). Received: {image_size=}"
+            )
+        checks.whole(patch_size=patch_size)
+        self.image_size = tuple(image_size) if isinstance(image_size, list) else image_size
         self.patch_size = patch_size
         self.positions, self.class_token, self.pool = positions, class_token, pool
         self.class_position, self.patch_bias = class_position, patch_bias
@@ -230,8 +241,7 @@ class ViT(_Transformer):
     @property
     def size(self) -> tuple[int, int]:
         """Pixels: (height, width)."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
+        return sides(self.image_size)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -287,6 +297,15 @@ class ViT(_Transformer):
     def _embed(self, x, ids, grid):
         """What the first block gets, (batch, tokens, dim)."""
         if len(x.shape) == 4:
+            rows, columns = grid or self.grid
+            size = (rows * self.patch_size, columns * self.patch_size)
+            if tuple(x.shape[1:3]) != size:
+                raise ConfigurationError(
+                    "Expected pictures of {} x {} pixels. Received: {} x {}. ".format(
+                        *size, *x.shape[1:3]
+                    )
+                    + "Resize them, or say of which grid of patches they are: grid=(rows, columns)."
+                )
             x = patchify(x, self.patch_size)
             x = x if ids is None else gather(x, ids)
         kept = x.shape[1]
@@ -365,6 +384,7 @@ class TextTransformer(_Transformer):
     ):
         kwargs.setdefault("name", "text")
         super().__init__(dim, depth, heads, causal=causal, **kwargs)
+        checks.whole(vocab=vocab, length=length)
         self.vocab, self.length = vocab, length
         self.pool, self.eos = pool, eos
         self.mask_padding, self.padding = mask_padding, padding
@@ -383,6 +403,10 @@ class TextTransformer(_Transformer):
         self._build_blocks()
 
     def call(self, ids, keep=None, training=False):
+        if ids.shape[1] > self.length:
+            raise ConfigurationError(
+                f"Expected at most {self.length} ids a text. Received: {ids.shape[1]}"
+            )
         position = ops.cast(self.position, self.compute_dtype)[None, : ids.shape[1]]
         if keep is not None:
             keep = _holding(self._end(ids), keep) if self.pool == "eos" else keep

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from flipkit import registry
+from flipkit import checks, registry
 from flipkit.registry import Configurable, register
 
 
@@ -50,6 +50,7 @@ class ContrastiveLoss(Loss):
     """
 
     def __init__(self, label_smoothing=0.0):
+        checks.share(label_smoothing=label_smoothing)
         self.label_smoothing = label_smoothing
 
     def __call__(self, image, text, scale):

@@ -5,7 +5,7 @@ import contextlib
 import keras
 from keras import ops
 
-from flipkit import plugins, registry
+from flipkit import checks, plugins, registry
 from flipkit.errors import ConfigurationError, UnknownName, nearest
 from flipkit.paths import canonical, matches, select
 from flipkit.registry import register
@@ -46,6 +46,12 @@ class AdamW(keras.optimizers.Optimizer):
         name="adamw",
         **kwargs,
     ):
+        _check_rate(learning_rate)
+        checks.share(beta_1=beta_1, beta_2=beta_2)
+        checks.number(above=0, epsilon=epsilon)
+        checks.number(least=0, weight_decay=weight_decay)
+        for pattern, factor in (rate_scale or {}).items():
+            checks.number(least=0, **{f"rate_scale[{pattern!r}]": factor})
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
         self.decay, self.no_decay = weight_decay, list(no_decay)
@@ -121,6 +127,10 @@ class LARS(keras.optimizers.Optimizer):
         name="lars",
         **kwargs,
     ):
+        _check_rate(learning_rate)
+        checks.share(momentum=momentum)
+        checks.number(least=0, weight_decay=weight_decay)
+        checks.number(above=0, trust=trust)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         # Not `weight_decay`: Keras would apply that once more.
         self.momentum, self.decay, self.trust = momentum, weight_decay, trust
@@ -148,6 +158,12 @@ class LARS(keras.optimizers.Optimizer):
         return {**super().get_config(), **own}
 
 
+def _check_rate(rate):
+    """Refuses a number that is no learning rate; a schedule knows its own."""
+    if rate is None or isinstance(rate, (int, float, str)):
+        checks.number(least=0, learning_rate=rate)
+
+
 def layer_decay(encoder, decay: float) -> dict[str, float]:
     """Rates that fall towards an encoder's input, as `AdamW(rate_scale=...)` takes them.
 
@@ -159,7 +175,7 @@ def layer_decay(encoder, decay: float) -> dict[str, float]:
         encoder: one of flipkit's towers, or another with a `depth` and blocks named `block_00`, ...
         decay: factor from a block to the one before it, in (0, 1].
     """
-    if not 0 < decay <= 1:
+    if not isinstance(decay, (int, float)) or not 0 < decay <= 1:
         raise ConfigurationError(f"Expected a factor in (0, 1]. Received: {decay=}")
     tower, depth = encoder.name, encoder.depth
     blocks = {f"{tower}/block_{i:02d}": decay ** (depth - i) for i in range(depth)}

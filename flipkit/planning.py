@@ -11,6 +11,7 @@ from keras import ops
 from flipkit.encoders import shape_only
 from flipkit.errors import ConfigurationError, FlipkitError
 from flipkit.layers import Attention
+from flipkit.sizes import sides
 
 RATIOS = (0.0, 0.5, 0.75)  # those of the paper's Table 1a
 MASKS = ("mask_ratio", "text_mask_ratio")
@@ -209,8 +210,7 @@ class Towers:
     # Inputs, as shapes
 
     def _pixels(self, dtype):
-        size = self.image_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = sides(self.image_size)
         return jax.ShapeDtypeStruct((_ROWS, height, width, 3), dtype)
 
     def _patches(self, kept):

@@ -14,6 +14,7 @@ from flipkit.errors import (
     suggestion,
 )
 from flipkit.settings import REQUIRED, as_like, parse
+from flipkit.sizes import sides
 
 FILES_TOLD = 8  # of those beside a recipe that is not there
 
@@ -109,7 +110,12 @@ def make(function, settings: dict[str, str]):
     """
     own = dials(function)
     values = {name: parse(text) for name, text in settings.items()}
-    given = {n: as_like(value, [own[n]], n) for n, value in values.items() if n in own}
+    kinds = inspect.signature(function).parameters
+    given = {
+        n: as_like(value, [own[n]], n, kinds[n].annotation)
+        for n, value in values.items()
+        if n in own
+    }
     missing = [name for name, value in own.items() if value is REQUIRED and name not in given]
     if missing:
         raise ConfigurationError(f"This recipe needs a value: {missing[0]}=...")
@@ -184,7 +190,9 @@ def scaled(run, scale: str):
     _shrink(config["model"])
     for phase in config["phases"]:
         if phase["config"]["image_size"] is not None:
-            share = _side(phase["config"]["image_size"]) / _side(run.model.image.image_size)
+            share = max(sides(phase["config"]["image_size"])) / max(
+                sides(run.model.image.image_size)
+            )
             patches = max(1, round(share * TINY["image_size"] / TINY["patch_size"]))
             phase["config"]["image_size"] = patches * TINY["patch_size"]
     labelled = run.model.reads == "label"
@@ -210,10 +218,6 @@ def scaled(run, scale: str):
         if f"evaluators.{name}.classnames" in known:
             values[f"evaluators.{name}.classnames"] = None  # the shapes have their own
     return type(run).from_config(config).with_overrides(values)
-
-
-def _side(size):
-    return size if isinstance(size, int) else max(size)
 
 
 def _shrink(node):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from flipkit import registry
+from flipkit import checks, registry
 from flipkit.errors import ConfigurationError
 from flipkit.layers import (
     TransformerBlock,
@@ -36,6 +36,8 @@ class MAEDecoder(keras.layers.Layer):
     def __init__(self, dim=256, depth=4, heads=8, *, weight=1.0, normalise=True, **kwargs):
         kwargs.setdefault("name", "reconstruction")
         super().__init__(**kwargs)
+        checks.whole(dim=dim, depth=depth, heads=heads)
+        checks.number(least=0, weight=weight)
         if dim % 4:
             raise ConfigurationError(
                 f"Sine-cosine positions need a dim divisible by 4. Received: {dim=}"

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from flipkit import registry
+from flipkit import checks, registry
 from flipkit.errors import ConfigurationError
 from flipkit.registry import register
 
@@ -66,6 +66,7 @@ class WarmupCosine(Schedule):
 
     def __init__(self, peak, warmup=0, floor=0.0, **kwargs):
         super().__init__(**kwargs)
+        checks.number(least=0, peak=peak, warmup=warmup, floor=floor)
         self.peak, self.warmup, self.floor = peak, warmup, floor
 
     @classmethod
@@ -99,6 +100,7 @@ class Constant(Schedule):
 
     def __init__(self, peak, warmup=0, **kwargs):
         super().__init__(**kwargs)
+        checks.number(least=0, peak=peak, warmup=warmup)
         self.peak, self.warmup = peak, warmup
 
     @classmethod
@@ -128,6 +130,7 @@ class Stretch(Schedule):
 
     def __init__(self, schedule, before, whole, **kwargs):
         super().__init__(**kwargs)
+        checks.number(least=0, before=before, whole=whole)
         self.schedule, self.before, self.whole = get(schedule), before, whole
 
     @property

@@ -2,22 +2,34 @@
 
 import ast
 import inspect
+import math
 
 from flipkit.errors import ConfigurationError
+from flipkit.sizes import is_size, takes_size
 
 REQUIRED = inspect.Parameter.empty  # in the place of a default
 
 
-def as_like(value, likes, name):
+def as_like(value, likes, name, annotation=None):
     """`value` in the type of one of `likes`: what it replaces, and what its owner has by default.
 
-    None is always taken, and anything where nothing is known of the type.
+    None is always taken, and anything where nothing is known of the type. A parameter whose annotation
+    is a `flipkit.sizes.Size` takes one side or a pair, whatever it replaces.
 
     Raises:
         ConfigurationError: it is like none of them.
     """
     likes = [like for like in likes if like is not None and like is not REQUIRED]
-    if value is None or not likes:
+    if value is None:
+        return value
+    if takes_size(annotation):
+        if is_size(value):
+            return value
+        such = likes[0] if likes else 224
+        raise ConfigurationError(
+            f"Expected pixels, one side or (height, width), such as {such!r}. Received: {name}={value!r}"
+        )
+    if not likes:
         return value
     for like in likes:
         if _fits(value, like):
@@ -32,7 +44,8 @@ def _fits(value, like):
     if isinstance(like, bool):
         return isinstance(value, bool)
     if isinstance(like, (int, float)):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and math.isfinite(value)
     if isinstance(like, (list, tuple)):
         return isinstance(value, (list, tuple, str))
     if isinstance(like, dict) and "class_name" not in like:

@@ -10,12 +10,13 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
-from flipkit import datasets, losses, optimizers, plugins, registry, schedules, weights
+from flipkit import datasets, losses, optimizers, plugins, registry, report, schedules, weights
 from flipkit import distribution as layouts
-from flipkit.callbacks import Evaluate
+from flipkit.callbacks import Evaluate, check_all
 from flipkit.checkpoints import Checkpoints
 from flipkit.classifier import Classifier
 from flipkit.errors import (
@@ -34,6 +35,7 @@ from flipkit.paths import canonical, checked_patterns, select
 from flipkit.registry import Configurable, register
 from flipkit.schedules import Stretch
 from flipkit.settings import as_like
+from flipkit.sizes import Size
 from flipkit.weights import initial
 
 # Of the model; None goes on as it was.
@@ -65,7 +67,7 @@ class Phase(Configurable):
         *,
         mask_ratio=None,
         text_mask_ratio=None,
-        image_size=None,
+        image_size: Size | None = None,
         frozen=None,
         optimizer="kept",
     ):
@@ -164,7 +166,7 @@ def mask_phases(
 
 def _whole(name, value, least=1):
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or value != int(value) or value < least:
+    if not number or not math.isfinite(value) or value != int(value) or value < least:
         raise ConfigurationError(
             f"Expected a whole number of at least {least}. Received: {name}={value!r}"
         )
@@ -186,7 +188,8 @@ class Run(Configurable):
         phases: list of `flipkit.Phase`, in order.
         loss: a name or an object; None is the model's own: "contrastive" for a FLIP.
         evaluators: {name: evaluator}, such as `flipkit.ZeroShot`, run every `evaluate_every` steps
-            and at the end of each phase.
+            and at the end of each phase. One with a method `check(model)` is asked before the first
+            step: it raises what calling it would certainly raise.
         init: a path that `flipkit.load_pretrained` knows: the model begins with the weights there, its
             learned positions resampled to the model's grid and its patch embedding to the patch size;
             None draws them. A classifier takes the image tower alone. A run that goes on from a
@@ -392,9 +395,10 @@ class Run(Configurable):
         `source` is the model that the weights come from.
         """
         self.count_data()  # says early and clearly what is wrong with the data
+        if self.model.reads == "text" and source is not None:
+            initial.take_tokenizer(self.model, source)
+        check_all(self.model, self.evaluators)
         if self.model.reads == "text":
-            if source is not None:
-                initial.take_tokenizer(self.model, source)
             train_tokenizer(self.model, self.data, journal)
 
         def batches(index):
@@ -475,6 +479,7 @@ class Run(Configurable):
                 self._enter(index, optimizer)
                 if done and index == position["phase"]:
                     saved.restore(self.model)
+                    self._settle(position, journal)
                 before = sum(phase.steps for phase in self.phases[:index])
                 self._fit(index, max(0, done - before), before, batches, saved, journal, pause)
                 optimizer = self.model.optimizer
@@ -482,6 +487,29 @@ class Run(Configurable):
         optimizers.take_averages(self.model)
         journal.finish(self.model)
         return self.model
+
+    def _settle(self, position, journal):
+        """Evaluates and records the checkpoint's window, if the run stopped before it had.
+
+        A checkpoint comes before the evaluation of its step, which may take long, or fail.
+        """
+        step, owed = position["step"], position.get("window")
+        if owed is None or journal.last.get("step", 0) >= step:
+            return
+        phase, logs = self.phases[position["phase"]], dict(owed["logs"])
+        within = step - sum(phase.steps for phase in self.phases[: position["phase"]])
+        epoch = -(-within // self.log_every) - 1
+        evaluate = self._evaluate()
+        evaluate.set_model(self.model)
+        evaluate.set_params({"epochs": epoch + 1 if within == phase.steps else math.inf})
+        evaluate.on_epoch_end(epoch, logs)
+        keep = journal.callback(self, position["phase"], step, batches=None)
+        keep.set_model(self.model)
+        journal.say(report.line(keep.record(logs, owed["rejects"]), self.steps))
+
+    def _evaluate(self):
+        """The callback that evaluates every so many windows."""
+        return Evaluate(self.evaluators, -(-self.evaluate_every // self.log_every), checked=True)
 
     def _fit(self, index, done, before, batches, saved, journal, pause):
         phase, window = self.phases[index], self.log_every
@@ -495,12 +523,10 @@ class Run(Configurable):
             journal.show_masks(self.model, opened, index)
         data = opened.from_step(done)
         callbacks = [_StopAt(phase.steps - done)]
-        if self.evaluators:
-            callbacks.append(Evaluate(self.evaluators, -(-self.evaluate_every // window)))
-        callbacks.append(journal.callback(self, index, before + done, opened))
-        if saved:
+        if saved:  # first of all: an evaluation may fail
             every = -(-self.checkpoint_every // window)
-            callbacks.append(_Save(saved, index, before + done, every))
+            callbacks.append(_Save(saved, index, before + done, every, opened))
+        callbacks += [self._evaluate(), journal.callback(self, index, before + done, opened)]
         if pause is not None:
             callbacks.append(_Pause(pause, before, before + phase.steps, window))
         try:
@@ -571,20 +597,28 @@ class _StopAt(keras.callbacks.Callback):
 
 
 class _Save(keras.callbacks.Callback):
-    """Saves a checkpoint every so many windows and at the end of the phase."""
+    """Saves a checkpoint every so many windows and at the end of the phase.
 
-    def __init__(self, checkpoints, phase, step, every):
+    With it goes what the window's row of metrics is made of: a run that stops before the row is written
+    writes it when it goes on.
+    """
+
+    def __init__(self, checkpoints, phase, step, every, batches):
         super().__init__()
         self.checkpoints, self.phase, self.step, self.every = checkpoints, phase, step, every
+        self.batches, self.told = batches, 0
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch, logs: Any = None):
+        rejects = self.batches.rejects[self.told :]
+        self.told = len(self.batches.rejects)
         last = epoch + 1 == self.params["epochs"]
         if last or (self.every and (epoch + 1) % self.every == 0):
+            window = {"logs": {n: float(v) for n, v in logs.items()}, "rejects": rejects}
             position = {"phase": self.phase, "step": self.step, "time": time.time()}
-            self.checkpoints.save(self.step, self.model, position)
+            self.checkpoints.save(self.step, self.model, {**position, "window": window})
 
 
 class _Pause(keras.callbacks.Callback):
@@ -658,16 +692,19 @@ def _set(tree, parts, value, path):
         tree = children[_key(children, part, path, known)]
     children = _children(tree)
     key = _key(children, parts[-1], path, known)
-    children[key] = as_like(value, [children[key], _default(tree, key)], path)
+    default, annotation = _parameter(tree, key)
+    children[key] = as_like(value, [children[key], default], path, annotation)
 
 
-def _default(node, key):
-    """What the component that `node` describes takes for `key` by default; None if nothing."""
+def _parameter(node, key):
+    """The default, or None, and the annotation that `key` has in the component that `node` describes."""
     if not registry.is_serialized(node):
-        return None
+        return None, None
     owner = keras.saving.get_registered_object(node["registered_name"]) or object
     parameter = inspect.signature(owner).parameters.get(key)
-    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+    if parameter is None:
+        return None, None
+    return None if parameter.default is parameter.empty else parameter.default, parameter.annotation
 
 
 def _flatten(node, prefix=""):

@@ -15,7 +15,7 @@ def recipe(
     batch_size=32_768,
     pairs=12_800_000_000,
     data_set="laion400m",
-    image_size=224,
+    image_size: int | tuple[int, int] = 224,
     dtype=None,
     official_code=False,
     scale="full",

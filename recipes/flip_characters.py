@@ -17,7 +17,7 @@ def recipe(
     pairs=60_000,
     batch_size=128,
     mask_ratio=0.75,
-    image_size=None,
+    image_size: int | tuple[int, int] | None = None,
     tuning=0.1,
     peak=9e-3,
     scale="full",

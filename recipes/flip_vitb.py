@@ -28,7 +28,7 @@ def recipe(
     mask_ratio=0.5,
     tuning=True,
     data_set="laion400m",
-    image_size=224,
+    image_size: int | tuple[int, int] = 224,
     dtype=None,
     official_code=False,
     scale="full",

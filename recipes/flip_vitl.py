@@ -21,7 +21,7 @@ def recipe(
     mask_ratio=0.5,
     tuning=True,
     data_set="laion400m",
-    image_size=224,
+    image_size: int | tuple[int, int] = 224,
     base_rate=None,
     warmup=51_200_000,  # samples (Table 10)
     dtype=None,

@@ -16,7 +16,7 @@ import flipkit
 def recipe(
     init="runs/flip_vitl/model.keras",
     batch_size=65_536,
-    image_size=224,
+    image_size: int | tuple[int, int] = 224,
     dtype=None,
     official_code=False,
     scale="full",

@@ -1,12 +1,15 @@
 """Evaluators against what plain NumPy says, on a model whose embeddings are written down."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 import flipkit
-from flipkit import errors, evaluation
+from flipkit import errors, evaluation, scores
+from flipkit.callbacks import Evaluate, evaluate_all
+from flipkit.metrics import ClassMetrics, PairMetrics
 from flipkit.preprocessing import Preprocessing
 
 
@@ -309,3 +312,211 @@ def test_image_ids_of_another_number_of_pictures_are_refused(seen):
     model, images, _ = seen
     with pytest.raises(errors.ConfigurationError, match=r"\(20, kept\).*Received: \(3, 8\)"):
         model.encode_images(images, image_ids=np.zeros((3, 8), "int32"))
+
+
+# What is not finite
+
+
+class Broken(Known):
+    """Knows vectors, and has nan or inf in those of one tower, for the first so many rows."""
+
+    def __init__(self, texts, tower, value, rows=None):
+        super().__init__(texts)
+        self.tower, self.value, self.rows = tower, value, rows
+
+    def encode_images(self, pixels, batch_size):
+        return self._spoil("image", super().encode_images(pixels, batch_size))
+
+    def encode_texts(self, texts):
+        return self._spoil("text", super().encode_texts(texts))
+
+    def classify(self, pixels, batch_size):
+        return self.encode_images(pixels, batch_size)
+
+    def _spoil(self, tower, vectors):
+        if tower == self.tower:
+            vectors[: self.rows, 0] = self.value
+        return vectors
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """The warnings that evaluations write."""
+    lines = []
+    monkeypatch.setattr(
+        "absl.logging.warning", lambda message, *values: lines.append(message % values)
+    )
+    return lines
+
+
+BASIS = {i: np.eye(3)[i] for i in range(3)} | {name: np.eye(3)[i] for i, name in enumerate("abc")}
+LABELLED = [{"image": picture(i), "label": i, "texts": ["abc"[i]]} for i in range(3)]
+CHOICES = [{"image": picture(i), "texts": ["abc"[i], "bca"[i]]} for i in range(3)]
+EVALUATORS = {
+    "zero_shot": flipkit.ZeroShot(Samples(LABELLED), ["a", "b", "c"]),
+    "retrieval": flipkit.Retrieval(Samples(LABELLED)),
+    "caption_choice": flipkit.CaptionChoice(Samples(CHOICES)),
+    "accuracy": flipkit.Accuracy(Samples(LABELLED)),
+}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("name", "tower"),
+    [
+        ("zero_shot", "image"),
+        ("zero_shot", "text"),
+        ("retrieval", "image"),
+        ("retrieval", "text"),
+        ("caption_choice", "image"),
+        ("caption_choice", "text"),
+        ("accuracy", "image"),
+    ],
+)
+def test_a_tower_that_is_not_finite_is_right_of_nothing_and_the_evaluation_says_so(
+    logged, name, tower, value
+):
+    found = EVALUATORS[name](Broken(BASIS, tower, value))
+    counts = {"count", "images", "texts", "non_finite"}
+    assert {metric for metric, share in found.items() if share} <= counts
+    assert found["non_finite"] >= 3
+    assert len(logged) == 1
+    assert "3 of 3" in logged[0]
+    assert "not finite" in logged[0]
+    sound = EVALUATORS[name](Known(BASIS) if name != "accuracy" else Broken(BASIS, "image", 1, 0))
+    assert "non_finite" not in sound
+    assert all(share == 1 for metric, share in sound.items() if metric not in counts)
+    assert len(logged) == 1
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_one_vector_that_is_not_finite_spoils_its_own_pictures_alone(logged, tower):
+    model = Broken(BASIS, tower, np.nan, rows=1)
+    found = EVALUATORS["zero_shot"](model)
+    assert (found["top1"], found["top5"], found["mrr"]) == (2 / 3,) * 3
+    assert found["non_finite"] == 1
+    found = EVALUATORS["retrieval"](model)
+    assert found["image_to_text/recall@10"] == found["text_to_image/recall@1"] == 2 / 3
+    assert ("1 of 3 pictures" if tower == "image" else "1 of 3 classes") in logged[0]
+
+
+def test_ranks_count_ties_and_what_is_not_finite_against_a_row():
+    right = np.array([[True, False, False]])
+    for row, rank in (
+        ([2, 1, 0], 1),
+        ([1, 1, 0], 2),
+        ([0, 1, 1], 3),
+        ([np.nan, 0, 0], np.inf),
+        ([np.inf, 0, 0], np.inf),
+        ([-1, np.nan, np.inf], 1),  # they come last
+    ):
+        assert scores.ranks(np.array([row], "float32"), right) == [rank]
+    assert scores.ranks(np.array([[np.nan, 5.0, 3.0]]), np.array([[True, False, True]])) == [2]
+
+
+def test_metrics_of_training_are_0_where_nothing_is_finite():
+    nan = np.full((4, 4), np.nan, "float32")
+    pairs, classes = PairMetrics(), ClassMetrics()
+    pairs.update({"image": nan, "text": np.eye(4, dtype="float32")}, 1.0)
+    classes.update({"logits": nan, "target": np.eye(4, dtype="float32")[[0, 0, 1, 2]]})
+    names = ("image_to_text_accuracy", "text_to_image_accuracy")
+    assert [float(pairs.means[name].result()) for name in names] == [0, 0]
+    assert float(classes.means["accuracy"].result()) == 0
+
+
+def test_a_number_that_is_not_finite_is_no_result_of_an_evaluator(logged):
+    model = types.SimpleNamespace(trainable_variables=[])
+    mine = {"best": np.inf, "count": 3, "top1": 0.5}
+    found = evaluate_all(model, {"mine": lambda model: mine})
+    assert np.isnan(found.pop("mine/best"))
+    assert found == {"mine/count": 3, "mine/top1": 0.5}
+    assert logged == ["Not finite, and so no result: mine/best"]
+
+
+# Names that several classes have
+
+
+def test_classes_of_one_name_are_one_class_and_a_warning_names_them(classifier, logged):
+    model, data = classifier
+    model.texts |= {3: [0, 0, 1]}
+    data.samples.append({"image": picture(3), "label": 3})
+    evaluator = flipkit.ZeroShot(data, {"names": ["a", "b", "b", "c"], "split": list("xxyy")})
+    evaluator.check(model)
+    assert logged == [
+        "1 of 3 names belong to several classes, such as 'b' (classes 1, 2). These count as one class. "
+        "Give each class a name of its own to tell them apart."
+    ]
+    found = evaluator(model)
+    assert (found["top1"], found["count"]) == (1.0, 4)
+    assert (found["x/count"], found["y/count"], found["y/top1"]) == (2, 2, 1.0)
+    assert len(logged) == 1  # once, for all evaluations of a run
+
+
+# What can be known before a run
+
+
+class Uncalled(Known):
+    """Embeds nothing."""
+
+    tokenizer = "some"
+
+    def encode_images(self, pixels, batch_size):
+        pytest.fail("a check embeds pictures")
+
+    def encode_texts(self, texts):
+        pytest.fail("a check embeds texts")
+
+
+TEXTLESS = Samples([{"image": picture(0), "texts": []}])
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "told"),
+    [
+        (flipkit.ZeroShot(Samples(LABELLED), ["a", "b"]), "A label is 2"),
+        (flipkit.ZeroShot(Samples([{"image": picture(0)}]), ["a"]), "`label`"),
+        (flipkit.ZeroShot(Samples(LABELLED)), "classnames"),
+        (flipkit.ZeroShot(Samples(LABELLED), "nowhere.json"), "nowhere.json"),
+        (flipkit.ZeroShot(Samples(LABELLED), list("abc"), "openai_81"), "'openai_80'"),
+        (flipkit.ZeroShot(Samples(LABELLED), list("abc"), ["a"]), "one place for the class name"),
+        (flipkit.ZeroShot(Samples(LABELLED), list("abc"), mask_ratio=0.5), "cannot skip patches"),
+        (flipkit.ZeroShot(Samples([]), ["a"]), "no samples"),
+        (flipkit.Retrieval(None), "needs data"),
+        (flipkit.Retrieval("nowhere/*.tar"), "No file matches"),
+        (flipkit.Retrieval(TEXTLESS), "samples with texts. Received: 0"),
+        (flipkit.CaptionChoice(Samples(LABELLED)), "two texts"),
+        (flipkit.Accuracy(Samples(LABELLED)), "classifier's"),
+    ],
+)
+def test_a_check_refuses_what_a_call_would_without_embedding_anything(evaluator, told):
+    for ask in (evaluator.check, evaluator):
+        with pytest.raises(errors.FlipkitError, match=told):
+            ask(Uncalled(BASIS))
+
+
+def test_a_check_lets_pass_what_can_be_evaluated():
+    for name, evaluator in EVALUATORS.items():
+        model = Uncalled(BASIS)
+        if name == "accuracy":
+            model.classify, model.classes = None, 3
+        evaluator.check(model)
+    bad_first = flipkit.ZeroShot(Samples([None, *LABELLED]), list("abc"))
+    bad_first.check(Uncalled(BASIS))
+
+
+def test_a_model_without_a_tokenizer_is_refused_in_time():
+    model = Uncalled(BASIS)
+    model.tokenizer = None
+    with pytest.raises(errors.ConfigurationError, match="tokenizer=None"):
+        EVALUATORS["retrieval"].check(model)
+
+
+def test_plain_fit_asks_evaluators_as_it_begins():
+    callback = Evaluate({"late": flipkit.Retrieval(None)})
+    callback.set_model(Uncalled(BASIS))
+    with pytest.raises(
+        errors.ConfigurationError, match="Evaluator 'late': An evaluation needs data"
+    ):
+        callback.on_train_begin()
+    callback = Evaluate({"plain": lambda model: {}, "late": flipkit.Retrieval(None)}, checked=True)
+    callback.on_train_begin()

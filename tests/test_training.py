@@ -89,17 +89,17 @@ class Outcome:
 
 
 def start(run, folder, until=None, picture=False):
-    """Runs it. `until` is how many checkpoints it lives to see."""
+    """Runs it. `until` is how many windows it lives to record, each after its checkpoint."""
     outcome = Outcome(folder, [])
 
     def say(line):
         outcome.said.append(line)
-        if until is not None and sum(said.startswith("step") for said in outcome.said) > until:
+        if until is not None and sum(said.startswith("step") for said in outcome.said) >= until:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
         if not picture:
-            patch.setattr("flipkit.report._pyplot", lambda: None)  # takes as long as the training
+            patch.setattr("flipkit.report.pyplot", lambda: None)  # takes as long as the training
         if until is None:
             outcome.model = run.start(folder, say=say)
         else:
@@ -261,7 +261,8 @@ def test_same_command_again_says_that_it_is_done(describe, finished):
 
 
 def test_interrupted_run_goes_on_to_the_same_weights(describe, finished, tmp_path):
-    start(describe(), tmp_path, until=1)  # two windows, of which the second has no checkpoint yet
+    start(describe(checkpoint_every=4), tmp_path, until=1)  # a window that no checkpoint holds
+    start(describe(), tmp_path, until=1)
     again = start(describe(), tmp_path)
     assert "Resuming at step 2 of 6." in again.said
     assert_same(again, finished)
@@ -444,6 +445,64 @@ def test_evaluators_run_at_their_steps_and_leave_the_training_alone(describe, fi
     assert ["choice/accuracy" in row for row in again.rows] == [False, True, True]
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in finished.rows]
     assert_equal(again.model, finished.model)
+
+
+@flipkit.registry.register
+class Fails(flipkit.registry.Configurable):
+    """An evaluator that works as often as it is told, and then fails."""
+
+    works = 0
+
+    def __init__(self, refuses=False):
+        self.refuses = refuses
+
+    def check(self, model):
+        if self.refuses:
+            raise ConfigurationError("never in the world")
+
+    def __call__(self, model):
+        if Fails.works == 0:
+            raise DataError("the disc is full")
+        Fails.works -= 1
+        return {"top1": float(np.abs(model.encode_texts(["a circle"])).sum()), "big": math.inf}
+
+
+def test_a_checkpoint_is_saved_before_an_evaluation_fails_and_what_it_owes_is_made_good(
+    describe, tmp_path, monkeypatch
+):
+    """At a step within a phase and at the end of all; with bad samples in the window."""
+    run = describe(
+        data=SomeBad(),
+        feed=flipkit.Feed(bad_limit=1, threads=1),
+        evaluators={"disc": Fails()},
+        evaluate_every=4,
+    )
+    monkeypatch.setattr(Fails, "works", 2)
+    whole = start(run, tmp_path / "whole")
+    assert [math.isnan(row.get("disc/big", 0)) for row in whole.rows] == [False, True, True]
+    for begins in ("Starting at step 0.", "Resuming at step 4 of 6."):
+        monkeypatch.setattr(Fails, "works", int(begins.startswith("Resuming")))
+        with pytest.raises(DataError, match="Evaluator 'disc': the disc is full"):
+            run.start(tmp_path / "cut")
+    monkeypatch.setattr(Fails, "works", 1)
+    again = start(run, tmp_path / "cut")
+    assert "Resuming at step 6 of 6." in again.said
+    assert sum(line.startswith("step 6/6") for line in again.said) == 1
+    assert json.dumps(again.rows) == json.dumps(whole.rows)  # NaN is equal to itself there
+    assert_equal(again.model, whole.model)
+    rejects = [(tmp_path / name / "rejects.jsonl").read_text() for name in ("cut", "whole")]
+    assert rejects[0] == rejects[1]
+
+
+def test_what_an_evaluator_will_refuse_is_refused_before_there_are_weights(describe, monkeypatch):
+    monkeypatch.setattr(flipkit.FLIP, "build", lambda *_: pytest.fail("weights are made"))
+    for evaluator, told in (
+        (Fails(refuses=True), "Evaluator 'late': never in the world"),
+        (flipkit.ZeroShot("captioned_shapes", templates=["a shape"]), "one place for the class"),
+        (flipkit.Retrieval("nowhere/test-*.tar"), "No file matches"),
+    ):
+        with pytest.raises(FlipkitError, match=told):
+            describe(evaluators={"late": evaluator}).start()
 
 
 def test_averaged_weights_are_what_a_run_leaves(describe, two_phases, tmp_path):

@@ -40,12 +40,19 @@ class Tokenizer(registry.Configurable):
         """The ids of `texts`; of a text too long what lies between `start` and `end` is cut.
 
         Raises:
-            ConfigurationError: the tokenizer is untrained, or its file can't be read.
+            ConfigurationError: the tokenizer is untrained, its file can't be read, or `length` has no
+                room for `start` and `end`.
         """
         if isinstance(texts, str):
             raise ConfigurationError(f"Expected a list of texts. Received one text: {texts!r}")
         before = [] if self.start is None else [self.start]
         after = [] if self.end is None else [self.end]
+        least = max(1, len(before) + len(after))
+        if length < least:
+            told = "" if least == 1 else ": every text begins with one id and ends with another"
+            raise ConfigurationError(
+                f"Expected a length of at least {least}{told}. Received: length={length}"
+            )
         room = length - len(before) - len(after)
         rows = np.full((len(texts), length), self.pad, "int32")
         for row, text in zip(rows, texts, strict=True):

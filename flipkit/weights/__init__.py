@@ -9,6 +9,7 @@ import numpy as np
 
 from flipkit.errors import ConfigurationError, UnknownName, nearest
 from flipkit.model import FLIP
+from flipkit.sizes import sides
 from flipkit.weights import kinds, tensors
 
 TOLERANCE = 1e-5  # between embeddings, where a sum is ordered differently; float32 alone makes 1e-6
@@ -161,8 +162,7 @@ def difference(model: FLIP, other: FLIP) -> float:
     difference of two numbers.
     """
     rng = np.random.default_rng(0)
-    size = model.image.image_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    size = sides(model.image.image_size)
     batch = {
         "image": rng.integers(0, 256, (4, *size, 3), "uint8"),
         "text": rng.integers(0, model.text.vocab, (4, model.text.length), "int32"),

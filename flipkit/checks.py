@@ -1,0 +1,37 @@
+"""Numbers that settings may have: each check names the argument, what was expected and what came."""
+
+import math
+import numbers
+
+from flipkit.errors import ConfigurationError
+
+
+def whole(least=1, **arguments):
+    """Refuses what is no whole number of at least `least`: `whole(depth=depth, heads=heads)`."""
+    for name, value in arguments.items():
+        known = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not known or value < least:
+            raise ConfigurationError(
+                f"Expected a whole number of at least {least}. Received: {name}={value!r}"
+            )
+
+
+def number(*, above=-math.inf, least=-math.inf, below=math.inf, **arguments):
+    """Refuses what is no finite number within bounds: `number(above=0, temperature=temperature)`."""
+    for name, value in arguments.items():
+        known = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not known or not math.isfinite(value) or not (least <= value < below and value > above):
+            bounds = (("above", above), ("of at least", least), ("below", below))
+            told = " and ".join(f"{word} {bound}" for word, bound in bounds if math.isfinite(bound))
+            raise ConfigurationError(
+                f"Expected a {'number' if told else 'finite number'}{told and f' {told}'}. "
+                f"Received: {name}={value!r}"
+            )
+
+
+def share(**arguments):
+    """Refuses what is no share in [0, 1)."""
+    for name, value in arguments.items():
+        known = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not known or not 0 <= value < 1:
+            raise ConfigurationError(f"Expected a share in [0, 1). Received: {name}={value!r}")
