@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def answers(model, evaluator, pictures=PICTURES) -> list[dict]:
         evaluator: `flipkit.ZeroShot`.
         pictures: how many, at most as many as there are.
     """
-    data = datasets.get(evaluator.data)
+    data: Any = datasets.get(evaluator.data)
     names, _ = evaluation.load_classnames(evaluator.classnames, data)
     count = min(pictures, len(data))
     pixels, found = [], []

@@ -20,7 +20,8 @@ def number(*, above=-math.inf, least=-math.inf, below=math.inf, **arguments):
     """Refuses what is no finite number within bounds: `number(above=0, temperature=temperature)`."""
     for name, value in arguments.items():
         known = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not known or not math.isfinite(value) or not (least <= value < below and value > above):
+        size = float(value) if known else math.nan
+        if not math.isfinite(size) or not (least <= size < below and size > above):
             bounds = (("above", above), ("of at least", least), ("below", below))
             told = " and ".join(f"{word} {bound}" for word, bound in bounds if math.isfinite(bound))
             raise ConfigurationError(
@@ -33,5 +34,5 @@ def share(**arguments):
     """Refuses what is no share in [0, 1)."""
     for name, value in arguments.items():
         known = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not known or not 0 <= value < 1:
+        if not known or not 0 <= float(value) < 1:
             raise ConfigurationError(f"Expected a share in [0, 1). Received: {name}={value!r}")

@@ -190,18 +190,17 @@ class Study:
 
     def _train(self, group, seed, say) -> list[str]:
         """Trains the variants of `group` in turns, and writes their results; returns what went wrong."""
-        failures = self._size(group, say)
-        group = [variant for variant in group if variant not in failures]
-        found = self._train_once(group, seed, say)
+        pairs, failures = self._size(group, say)
+        found = self._train_once(pairs, seed, say)
         off = uneven({v: r.seconds for v, r in found.items() if isinstance(r, Result)})
         if self.budget == "seconds" and off:
             spent = ", ".join(f"{v.label} took {found[v].seconds:,.0f} s" for v in off)
             say(f"Seed {seed}: {spent}. They differ by more than {TOLERANCE:.0%}: training again.")
             for variant, factor in off.items():
-                self._keep_pairs(variant, int(found[variant].pairs * factor))
-            for variant in group:
+                pairs[variant] = self._keep_pairs(variant, found[variant].pairs * factor)
+            for variant in pairs:
                 shutil.rmtree(self.runs(variant) / f"seed={seed}", ignore_errors=True)
-            found = self._train_once(group, seed, say)
+            found = self._train_once(pairs, seed, say)
         for variant, result in found.items():
             if not isinstance(result, Result):
                 failures[variant] = result
@@ -213,15 +212,19 @@ class Study:
             say(f"Failed: {line}")
         return lines
 
-    def _train_once(self, group, seed, say) -> dict[Variant, Any]:
-        """{variant: its Result, or the FlipkitError that ended it}, all trained in turns."""
-        runs = {v: self.sized(v, self._pairs(v)).with_override("seed", seed) for v in group}
+    def _train_once(self, pairs, seed, say) -> dict[Variant, Any]:
+        """{variant: its Result, or the FlipkitError that ended it}, all trained in turns.
+
+        Args:
+            pairs: {variant: how many it trains on}.
+        """
+        runs = {v: self.sized(v, count).with_override("seed", seed) for v, count in pairs.items()}
         plans = {variant: planning.plan(run) for variant, run in runs.items()}
         for variant, plan in plans.items():
             tokens = plan["phases"][0]["tokens"]["image"]
-            pairs = sum(phase.samples for phase in runs[variant].phases)
+            count = sum(phase.samples for phase in runs[variant].phases)
             say(
-                f"{variant.label}, seed {seed}: {pairs:,} pairs of {tokens or 'all'} image tokens, "
+                f"{variant.label}, seed {seed}: {count:,} pairs of {tokens or 'all'} image tokens, "
                 f"{plan['flops']:.3g} FLOPs"
             )
 
@@ -239,12 +242,12 @@ class Study:
             return train
 
         with progress.bars({v.label: run.steps for v, run in runs.items()}) as bars:
-            tasks = [task(variant, bars[variant.label]) for variant in group]
+            tasks = [task(variant, bars[variant.label]) for variant in runs]
             try:
                 results = turns.in_turns(tasks)
             finally:
                 jax.clear_caches()
-        found = dict(zip(group, results, strict=True))
+        found = dict(zip(runs, results, strict=True))
         for variant, result in found.items():
             if isinstance(result, BaseException) and not isinstance(result, FlipkitError):
                 raise result
@@ -294,54 +297,67 @@ class Study:
             return json.loads(kept.read_text())["pairs"]
         return next((r.pairs for r in self.results() if r.variant == variant), None)
 
-    def _keep_pairs(self, variant, pairs):
+    def _keep_pairs(self, variant, pairs) -> int:
         self.runs(variant).mkdir(parents=True, exist_ok=True)
-        journal.write_text(self.runs(variant) / "pairs.json", json.dumps({"pairs": pairs}) + "\n")
+        text = json.dumps({"pairs": int(pairs)}) + "\n"
+        journal.write_text(self.runs(variant) / "pairs.json", text)
+        return int(pairs)
 
-    def _size(self, group, say) -> dict[Variant, FlipkitError]:
-        """Sees to it that every variant of `group` has its pairs; returns those that can't be made.
-
-        Seconds are measured in turns. A variant that is added to a study is measured beside one that
-        is in it and gets the pairs that this one would have needed as long for.
-        """
-        failures: dict[Variant, FlipkitError] = {}
-        runs = {}
+    def _size(self, group, say) -> tuple[dict[Variant, int], dict[Variant, FlipkitError]]:
+        """({variant: its pairs}, {variant: why it can't be made}) of the variants of `group`."""
+        pairs, failures, unknown = {}, {}, {}
         for variant in group:
+            known = self._pairs(variant)
             try:
-                run = self.sized(variant, self._pairs(variant) or PROBE_PAIRS)
+                run = self.sized(variant, known or PROBE_PAIRS)
             except FlipkitError as problem:
                 failures[variant] = problem
                 continue
-            if self._pairs(variant) is not None:
-                continue
-            if self.budget == "samples":
-                self._keep_pairs(variant, int(self.amount))
+            if known is not None:
+                pairs[variant] = known
+            elif self.budget == "samples":
+                pairs[variant] = self._keep_pairs(variant, self.amount)
             elif self.budget == "flops":
                 samples = sum(phase.samples for phase in run.phases)
-                self._keep_pairs(variant, int(self.amount * samples / planning.plan(run)["flops"]))
+                share = self.amount / planning.plan(run)["flops"]
+                pairs[variant] = self._keep_pairs(variant, samples * share)
             else:
-                runs[variant] = run
-        if runs:
-            known = next((r.variant for r in self.results()), None)
-            if known is not None:
-                runs[known] = self.sized(known, self._pairs(known))
-            say(f"Measuring {len(runs)} speeds, in turns.")
-            tasks = [lambda pause, run=run: run.throughput(pause=pause) for run in runs.values()]
-            rates = dict(zip(runs, turns.in_turns(tasks), strict=True))
-            jax.clear_caches()
-            for variant, rate in rates.items():
-                if isinstance(rate, FlipkitError):
-                    failures[variant] = rate
-                elif isinstance(rate, BaseException):
-                    raise rate
-            seconds = self.amount
-            if known is not None and known not in failures:
-                seconds = self._pairs(known) / rates[known]
-            for variant in runs:
-                if variant not in failures and variant != known:
-                    self._keep_pairs(variant, int(seconds * rates[variant]))
-            failures.pop(known, None)
-        return failures
+                unknown[variant] = run
+        for variant, found in self._measured(unknown, say).items():
+            if isinstance(found, FlipkitError):
+                failures[variant] = found
+            else:
+                pairs[variant] = self._keep_pairs(variant, found)
+        return pairs, failures
+
+    def _measured(self, runs, say) -> dict[Variant, Any]:
+        """{variant: pairs in the study's seconds, or the FlipkitError that ended it}, measured in turns.
+
+        What is added to a study is measured beside a variant that is in it, and gets the pairs that
+        this one would have needed as long for.
+        """
+        if not runs:
+            return {}
+        first = next(iter(self.results()), None)
+        beside = {} if first is None else {first.variant: self.sized(first.variant, first.pairs)}
+        say(f"Measuring {len(beside | runs)} speeds, in turns.")
+        tasks = [
+            lambda pause, run=run: run.throughput(pause=pause) for run in (beside | runs).values()
+        ]
+        rates = dict(zip(beside | runs, turns.in_turns(tasks), strict=True))
+        jax.clear_caches()
+        for rate in rates.values():
+            if isinstance(rate, BaseException) and not isinstance(rate, FlipkitError):
+                raise rate
+        seconds = self.amount
+        if first is not None and isinstance(rates[first.variant], float):
+            seconds = first.pairs / rates[first.variant]
+        return {
+            variant: rates[variant]
+            if isinstance(rates[variant], FlipkitError)
+            else seconds * rates[variant]
+            for variant in runs
+        }
 
     @contextlib.contextmanager
     def _claim(self, variant, seed) -> Iterator[bool]:

@@ -18,7 +18,7 @@ def recipe(
     batch_size=128,
     mask_ratio=0.75,
     image_size: int | tuple[int, int] | None = None,
-    tuning=0.1,
+    tuning=0.0,
     peak=9e-3,
     scale="full",
 ):

@@ -131,8 +131,8 @@ def test_one_variant_that_cannot_be_trained_does_not_stop_the_others(
 ):
     trained = []
 
-    def once(self, group, seed, say):
-        trained.extend(self.sized(variant, 32) for variant in group)
+    def once(self, pairs, seed, say):
+        trained.extend(pairs)
         return {}
 
     monkeypatch.setattr(Study, "_train_once", once)
@@ -155,16 +155,16 @@ def test_a_budget_is_what_all_variants_spend(recipe_file, tmp_path, budget, amou
     )
     made = Study(tmp_path, recipe_file, {}, budget, amount)
     chosen = study.variants({"mask_ratio": ["0", "0.5"]})
-    assert made._size(chosen, lambda line: None) == {}
+    pairs, failures = made._size(chosen, lambda line: None)
+    assert not failures
     spent = []
     for variant in chosen:
-        pairs = made._pairs(variant)
-        run = made.sized(variant, pairs)
+        run = made.sized(variant, pairs[variant])
         spent.append(
             {
-                "samples": pairs,
+                "samples": pairs[variant],
                 "flops": planning.plan(run)["flops"],
-                "seconds": pairs / rates[run.model.mask_ratio],
+                "seconds": pairs[variant] / rates[run.model.mask_ratio],
             }[budget]
         )
     assert spent == pytest.approx([amount, amount], rel=0.02)  # whole batches
@@ -182,9 +182,7 @@ def test_what_is_added_to_equal_seconds_is_measured_beside_what_is_there(
     line = {"settings": dict(old.settings), "seed": 0, "pairs": 3_000, "image_tokens": 17}
     line |= {"flops": 1.0, "seconds": 30.0, "initial_weights": "a", "evaluations": []}
     (tmp_path / "results.jsonl").write_text(json.dumps(line | {"versions": {}}) + "\n")
-    assert made._size([new], lambda line: None) == {}
-    assert made._pairs(new) == 6_000
-    assert made._pairs(old) == 3_000
+    assert made._size([new, old], lambda line: None) == ({new: 6_000, old: 3_000}, {})
 
 
 class Clock:
@@ -231,14 +229,13 @@ def test_runs_that_took_other_times_are_trained_again_with_other_numbers_of_pair
     chosen = study.variants({"mask_ratio": ["0", "0.5"]})
     pairs_per_second = {"0": 10.0, "0.5": 24.0}
 
-    def once(self, group, seed, say):
+    def once(self, pairs, seed, say):
         found = {}
-        for variant in group:
+        for variant, count in pairs.items():
             [(_, ratio)] = variant.settings
-            pairs = self._pairs(variant)
-            seconds = pairs / pairs_per_second[ratio]
+            seconds = count / pairs_per_second[ratio]
             found[variant] = study.Result(
-                dict(variant.settings), seed, pairs, 9, 1.0, seconds, "a", [], {}
+                dict(variant.settings), seed, count, 9, 1.0, seconds, "a", [], {}
             )
         return found
 

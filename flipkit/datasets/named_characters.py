@@ -24,6 +24,7 @@ REFERENCE = "DejaVuSans"  # in which no two characters may look alike
 CATEGORIES = "LNPS"  # letters, numbers, punctuation, symbols
 HEIGHTS = (0.7, 0.95)  # of the font, as a share of the picture's height
 PLACES = (0.4, 0.6)  # of the room beside the character, how much is left of it, or above
+SHARES = np.linspace(0, 1, 256)[:, None]  # of ink, at each level of a drawing's 256
 DARK, LIGHT = (0, 110), (145, 255)  # channels of ink and ground, one each, in any order
 
 
@@ -161,7 +162,7 @@ def _drawn(character, face, side, draw):
     x = (side - (right - left)) * draw.uniform(*PLACES) - left
     y = (side - (bottom - top)) * draw.uniform(*PLACES) - top
     canvas.text((x, y), character, 255, font=font)
-    share = np.asarray(mask, "float32")[..., None] / 255
     dark, light = ([draw.uniform(*span) for _ in range(3)] for span in (DARK, LIGHT))
     ink, ground = (dark, light) if draw.random() < 0.5 else (light, dark)
-    return (share * np.array(ink) + (1 - share) * np.array(ground)).astype("uint8")
+    colours = np.array(ground) + SHARES * (np.array(ink) - ground)  # of every level of the mask
+    return colours.astype("uint8")[np.asarray(mask)]
