@@ -7,9 +7,13 @@ import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# A sixth of the compile time: XLA's own passes stay, LLVM's and the fusions' don't.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# A sixth of the compile time: XLA's own passes stay, LLVM's and the fusions' don't. Flags that are given
+# come after and win, so that a run with, say, --xla_cpu_max_isa=AVX2 takes no longer.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+        os.environ.get("XLA_FLAGS", ""),
+    )
 )
 
 import numpy as np
@@ -25,12 +29,28 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLIPKIT_CACHE", str(folder))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         if "jax" in sys.modules:  # which has read the environment already
             jax = sys.modules["jax"]
             jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         yield folder
+
+
+@pytest.fixture(scope="session")
+def close():
+    """Asserts that float32 arrays are equal but for rounding, of the size of the largest number.
+
+    A sum's error grows with its largest terms, not with what is left of them: what is allowed is `ulps`
+    times float32's epsilon of the largest of `expected`.
+    """
+
+    def check(found, expected, ulps=16, **told):
+        largest = float(np.max(np.abs(expected), initial=0.0))
+        allowed = ulps * float(np.finfo("float32").eps) * largest
+        np.testing.assert_allclose(found, expected, rtol=0, atol=allowed, **told)
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -184,7 +184,7 @@ def attentions():
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_both_implementations_of_attention_are_the_plain_formula(attentions, length):
+def test_both_implementations_of_attention_are_the_plain_formula(attentions, length, close):
     x = noise(2, length, 8, seed=length)
     mask = np.random.default_rng(length).random((2, length)) < 0.6
     mask[:, 0] = True
@@ -203,37 +203,31 @@ def test_both_implementations_of_attention_are_the_plain_formula(attentions, len
             layer = attentions["einsum", causal]
             expected = reference_attention(layer, x, mask if masked else None, causal)
             for impl in ("einsum", "fused"):
-                np.testing.assert_allclose(
+                close(
                     found[impl, causal, str(masked)],
                     expected,
-                    rtol=1e-5,  # of outputs that reach 15: float32's noise there is 1e-5
-                    atol=1e-5,
                     err_msg=f"{impl}, {causal=}, {masked=}",
                 )
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_row_whose_tokens_are_all_masked_is_one_without_a_mask(attentions, causal):
+def test_a_row_whose_tokens_are_all_masked_is_one_without_a_mask(attentions, causal, close):
     x, mask = noise(2, 5, 8), np.array([[False] * 5, [True] * 3 + [False] * 2])
     for impl in ("einsum", "fused"):
         layer = attentions[impl, causal]
         found = run(layer, x, mask=mask)
         expected = reference_attention(layer, x, mask | ~mask.any(1, keepdims=True), causal)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5, err_msg=impl)
+        close(found, expected, err_msg=impl)
 
 
-def test_a_masked_token_changes_nothing(attentions):
+def test_a_masked_token_changes_nothing(attentions, close):
     x, mask = noise(1, 6, 8), np.array([[True, True, False, True, False, True]])
     other = x.copy()
     other[:, [2, 4]] = 7
     seen = mask[0]
     for impl in ("einsum", "fused"):
         layer = attentions[impl, False]
-        np.testing.assert_allclose(
-            run(layer, x, mask=mask)[:, seen],
-            run(layer, other, mask=mask)[:, seen],
-            atol=1e-6,
-        )
+        close(run(layer, x, mask=mask)[:, seen], run(layer, other, mask=mask)[:, seen])
 
 
 def test_the_softmax_of_bfloat16_attention_is_float32(monkeypatch):
