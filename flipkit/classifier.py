@@ -8,11 +8,13 @@ from keras import ops
 
 from flipkit import encoders, optimizers, registry
 from flipkit.errors import ConfigurationError, nearest
-from flipkit.metrics import ClassMetrics
+from flipkit.inputs import Ids, Pixels
+from flipkit.metrics import TRAINING, ClassMetrics
 from flipkit.paths import canonical
 from flipkit.preprocessing import get as get_preprocessing
-from flipkit.random import Seed, initial_values, seed_scope
+from flipkit.random import Seed, checked_seed, initial_values, seed_scope
 from flipkit.registry import register
+from flipkit.sizes import sides
 from flipkit.train_step import TrainStep
 
 TOWERS = ("tuned", "frozen")
@@ -92,7 +94,8 @@ class Classifier(TrainStep, keras.Model):
         self.image.trainable = tower == "tuned"
         self.classes, self.tower, self.head_norm = classes, tower, head_norm
         self.head_stddev, self.label_smoothing = head_stddev, label_smoothing
-        self.mixup, self.cutmix, self.seed = mixup, cutmix, seed
+        self.mixup, self.cutmix = mixup, cutmix
+        self.seed = None if seed is None else checked_seed(seed)
         self.preprocessing = get_preprocessing(preprocessing)
         if head_norm == "batch":
             self.norm = keras.layers.BatchNormalization(
@@ -112,7 +115,7 @@ class Classifier(TrainStep, keras.Model):
                 shape=(), dtype="int32", initializer="zeros", trainable=False, name="step"
             )
             if not self.image.built:
-                self.image.build((None, *_sides(self.image.image_size), 3))
+                self.image.build((None, *sides(self.image.image_size), 3))
             self.image.trainable = self.tower == "tuned"  # once more, for what `build` has made
             features = (None, self.image.dim)
             for layer in [*([self.norm] if self.head_norm else []), self.head]:
@@ -133,6 +136,20 @@ class Classifier(TrainStep, keras.Model):
             features = self.norm(features, training=training)
         outputs["logits"] = ops.cast(self.head(features), "float32")
         return outputs
+
+    def expected_inputs(self, training):
+        """Of pictures and labels."""
+        size = sides(self.image.image_size)
+        sizes = (size,) if getattr(self.image, "grid", None) else ()
+        remedy = "Resize them, or take a tower of that image_size."
+        told = f"the model tells {self.classes:,} classes apart"
+        return {"image": Pixels(sizes, remedy=remedy), "label": Ids(self.classes, told, 0)}
+
+    def signature(self):
+        return {"image": keras.InputSpec("uint8", (None, *sides(self.image.image_size), 3))}
+
+    def needed_inputs(self, use):
+        return (("image",),) if use == "predict" else (("image",), ("label",))
 
     def _mixed(self, x, target, seed):
         """Pictures and targets as training sees them; row i is mixed with the i-th from the end."""
@@ -183,9 +200,10 @@ class Classifier(TrainStep, keras.Model):
             self.build()
         optimizer = optimizers.get(optimizer)
         left = (v for v in self.variables if not v.trainable)
-        optimizer.frozen = tuple(canonical(variable.path) for variable in left)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
+        inner.frozen = tuple(canonical(variable.path) for variable in left)
         super().compile(optimizer=optimizer, loss=None, **kwargs)
-        self.class_metrics = ClassMetrics()
+        self.class_metrics = ClassMetrics(self.optimizer)
 
     @property
     def metrics(self):
@@ -202,8 +220,9 @@ class Classifier(TrainStep, keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         self.class_metrics.update(y_pred)
         results = self.get_metrics_result()
-        if "gradient_norm" not in y_pred:  # an evaluation
-            results.pop("gradient_norm")
+        for name, key in TRAINING.items():
+            if key not in y_pred:  # an evaluation
+                results.pop(name, None)
         return results
 
     # Using it -----------------------------------------------------------------------------------
@@ -236,12 +255,9 @@ class Classifier(TrainStep, keras.Model):
         config = {name: getattr(self, name) for name in ("image", *names, "cutmix", "seed")}
         config = registry.serialize({**config, "preprocessing": self.preprocessing})
         config["image"].pop("build_config", None)  # the classifier builds its tower itself
-        return {**config, "name": self.name, "dtype": registry.serialize(self.dtype_policy)}
+        config |= {"name": self.name, "dtype": registry.serialize(self.dtype_policy)}
+        return {**config, **self._quantized_config()}
 
     @classmethod
     def from_config(cls, config):
         return cls(**registry.deserialize(config))
-
-
-def _sides(size):
-    return (size, size) if isinstance(size, int) else tuple(size)

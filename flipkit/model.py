@@ -10,15 +10,27 @@ import keras
 import numpy as np
 from keras import ops
 
+from flipkit import (
+    checks,
+    encoders,
+    losses,
+    maskers,
+    optimizers,
+    paths,
+    plugins,
+    registry,
+    tokenizers,
+)
 from flipkit import classifier as classifier  # a file may hold one: Keras has to know its class
-from flipkit import encoders, losses, maskers, optimizers, paths, plugins, registry, tokenizers
 from flipkit import reconstruction as reconstructions
 from flipkit.errors import ConfigurationError
+from flipkit.inputs import Ids, Pixels
 from flipkit.layers import gather, patchify
 from flipkit.metrics import TRAINING, PairMetrics
 from flipkit.preprocessing import get as get_preprocessing
-from flipkit.random import Seed, initial_values, seed_scope
+from flipkit.random import Seed, checked_seed, initial_values, seed_scope
 from flipkit.registry import register
+from flipkit.sizes import Size, is_size, sides
 from flipkit.train_step import TrainStep
 
 HEADS = ("linear", "affine", None)
@@ -59,8 +71,8 @@ class FLIP(TrainStep, keras.Model):
             is the image tower (LiT, arXiv 2111.07991); a `flipkit.Phase` may change them.
         preprocessing: `flipkit.Preprocessing`: how pixels become numbers.
         tokenizer: how strings become ids: a name, an object or None.
-        seed: int, what masks, dropout and initial weights are functions of; None takes the seed of
-            the `flipkit.Run`, and 0 outside a run.
+        seed: int in [0, 2^64), what masks, dropout and initial weights are functions of; None takes the
+            seed of the `flipkit.Run`, and 0 outside a run.
 
     Call arguments:
         inputs: a dict with `image` (uint8, batch x height x width x 3) or `patches` (uint8, batch x
@@ -86,7 +98,7 @@ class FLIP(TrainStep, keras.Model):
         mask_ratio=0.5,
         text_masker=None,
         text_mask_ratio=0.0,
-        image_size: int | tuple[int, int] | None = None,
+        image_size: Size | None = None,
         dim=512,
         image_head: str | None = "linear",
         text_head: str | None = "linear",
@@ -114,7 +126,14 @@ class FLIP(TrainStep, keras.Model):
                 f"{type(self.image).__name__} hands out no tokens to reconstruct from. Set "
                 "reconstruction=None, or take an encoder such as 'vit'."
             )
-        self.dim, self.temperature, self.seed = dim, temperature, seed
+        checks.whole(dim=dim)
+        checks.number(above=0, temperature=temperature)
+        if max_logit_scale is not None:
+            checks.number(least=1, max_logit_scale=max_logit_scale)
+        if init_logit_bias is not None:
+            checks.number(init_logit_bias=init_logit_bias)
+        self.dim, self.temperature = dim, temperature
+        self.seed = None if seed is None else checked_seed(seed)
         self.mask_ratio, self.text_mask_ratio = mask_ratio, text_mask_ratio
         self.image_size = image_size
         self.preprocessing = get_preprocessing(preprocessing)
@@ -215,7 +234,7 @@ class FLIP(TrainStep, keras.Model):
     # Another size -------------------------------------------------------------------------------
 
     @property
-    def image_size(self) -> int | tuple[int, int] | None:
+    def image_size(self) -> Size | None:
         """Pixels of the pictures in training, None the tower's own; setting it makes `fit` compile
         a new step.
         """
@@ -233,7 +252,7 @@ class FLIP(TrainStep, keras.Model):
         """(rows, columns) of the patches of a picture in training; None where the tower tells no grid."""
         if not getattr(self.image, "grid", None) or self.image_size is None:
             return getattr(self.image, "grid", None)
-        height, width = _sides(self.image_size)
+        height, width = sides(self.image_size)
         return height // self.image.patch_size, width // self.image.patch_size
 
     def _grid_of(self, x, training):
@@ -244,15 +263,45 @@ class FLIP(TrainStep, keras.Model):
         own = getattr(self.image, "grid", None)
         if not own or len(x.shape) != 4:
             return self.grid if training else own
-        seen, expected = tuple(x.shape[1:3]), _sides(self.image_size or self.image.image_size)
+        seen, expected = tuple(x.shape[1:3]), sides(self.image_size or self.image.image_size)
         if seen == expected:
             return self.grid
-        if not training and seen == _sides(self.image.image_size):
+        if not training and seen == sides(self.image.image_size):
             return own
         raise ConfigurationError(
             "Expected pictures of {} x {} pixels. Received: {} x {}. ".format(*expected, *seen)
             + "FLIP(image_size=...) says which size training sees."
         )
+
+    # What is fed --------------------------------------------------------------------------------
+
+    def expected_inputs(self, training):
+        """Of pictures, patches, texts and what to see of them; at inference pictures of the tower's
+        own size too.
+        """
+        own, patch = sides(self.image.image_size), getattr(self.image, "patch_size", None)
+        sizes = {sides(self.image_size or own)} | (set() if training else {own})
+        found: dict = {"text": Ids(self.text.vocab, _table_of(self.text), self.text.length)}
+        found["text_ids"] = Ids(self.text.length, "a place in the text", self.text.length)
+        if not self.grid:
+            return {"image": Pixels(), **found}
+        remedy = "FLIP(image_size=...) says which size training sees."
+        found["image"] = Pixels(tuple(sorted(sizes)), remedy=remedy)
+        found["patches"] = Pixels(pixels=3 * patch**2)
+        patches = max(height * width // patch**2 for height, width in sizes)
+        found["image_ids"] = Ids(patches, f"a picture has {patches} patches", patches)
+        return found
+
+    def signature(self):
+        image = (None, *sides(self.image.image_size), 3)
+        return {
+            "image": keras.InputSpec("uint8", image),
+            "text": keras.InputSpec("int32", (None, self.text.length)),
+        }
+
+    def needed_inputs(self, use):
+        pictures = ("image", "patches")
+        return ((*pictures, "text"),) if use == "predict" else (pictures, ("text",))
 
     # Freezing -----------------------------------------------------------------------------------
 
@@ -309,7 +358,7 @@ class FLIP(TrainStep, keras.Model):
                 self.logit_bias = self.add_weight(
                     shape=(), dtype="float32", initializer=start, autocast=False, name="logit_bias"
                 )
-            images, texts = (None, *_sides(self.image.image_size), 3), (None, self.text.length)
+            images, texts = (None, *sides(self.image.image_size), 3), (None, self.text.length)
             parts = {self.image: images, self.text: texts}
             parts |= {self.masker: images, self.text_masker: texts}
             for masker in (self.masker, self.text_masker):
@@ -419,13 +468,14 @@ class FLIP(TrainStep, keras.Model):
         if not self.built:
             self.build()
         optimizer = optimizers.get(optimizer)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
         left = (v for v in self.variables if not v.trainable)
-        optimizer.frozen = tuple(paths.canonical(variable.path) for variable in left)
-        if getattr(optimizer, "gradient_accumulation_steps", None):
+        inner.frozen = tuple(paths.canonical(variable.path) for variable in left)
+        if getattr(inner, "gradient_accumulation_steps", None):
             raise ConfigurationError(
                 "gradient_accumulation_steps does not enlarge a contrastive batch: each part would "
                 "see only its own negatives. Take a larger batch_size. Received: "
-                f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}"
+                f"gradient_accumulation_steps={inner.gradient_accumulation_steps}"
             )
         loss = losses.get(loss)
         if "logit_bias" in loss.needs and self.logit_bias is None:
@@ -436,7 +486,8 @@ class FLIP(TrainStep, keras.Model):
         loss.prepare(self)
         super().compile(optimizer=optimizer, loss=None, **kwargs)
         self.pair_loss = loss
-        self.pair_metrics = PairMetrics(["reconstruction_loss"] if self.reconstruction else ())
+        more = ["reconstruction_loss"] if self.reconstruction else ()
+        self.pair_metrics = PairMetrics(more, self.optimizer)
 
     @property
     def metrics(self):
@@ -490,7 +541,7 @@ class FLIP(TrainStep, keras.Model):
                 patches of several views, whose unit vectors are averaged and made unit vectors again;
                 None is all. `flipkit.maskers.complementary_views` draws them.
         """
-        size = _sides(self.image.image_size)
+        size = sides(self.image.image_size)
         pixels = self.preprocessing.prepare(images, size[0] if size[0] == size[1] else size)
         if image_ids is None:
             return self._encode({"image": pixels}, batch_size)
@@ -546,7 +597,7 @@ class FLIP(TrainStep, keras.Model):
             return "the whole image"
         patches = f"{self.kept_patches} of {math.prod(self.grid or ())} patches"
         if self.image_size is not None:
-            patches += " of {} x {} pixels".format(*_sides(self.image_size))
+            patches += " of {} x {} pixels".format(*sides(self.image_size))
         return f"{patches} (mask ratio {self.mask_ratio:g})"
 
     def masking_summary(self) -> str:
@@ -571,11 +622,8 @@ class FLIP(TrainStep, keras.Model):
         for part in ("image", "text", "masker", "text_masker", "reconstruction"):
             if config[part] is not None:
                 config[part].pop("build_config", None)  # FLIP builds its parts itself
-        return {**config, "name": self.name, "dtype": registry.serialize(self.dtype_policy)}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**registry.deserialize(config))
+        config |= {"name": self.name, "dtype": registry.serialize(self.dtype_policy)}
+        return {**config, **self._quantized_config()}
 
     def save_assets(self, folder):
         if self.tokenizer is not None and self.tokenizer.vocab is not None:
@@ -638,19 +686,18 @@ def _chosen(masker, x, keep, grid, seed):
     return ids
 
 
-def _sides(size):
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _table_of(text):
+    return f"the text tower's vocab is {text.vocab:,}"
 
 
 def checked_size(size, encoder):
     """A size of pictures as an int or (height, width); refused if the encoder can't see them."""
-    whole = isinstance(size, int) or (isinstance(size, (list, tuple)) and len(size) == 2)
-    if not whole or not all(isinstance(side, int) and side > 0 for side in _sides(size)):
+    if not is_size(size):
         raise ConfigurationError(
             f"Expected pixels, one side or (height, width). Received: image_size={size!r}"
         )
-    size = size if isinstance(size, int) else tuple(size)
-    if _sides(size) == _sides(encoder.image_size):
+    size = tuple(size) if isinstance(size, list) else size
+    if sides(size) == sides(encoder.image_size):
         return size
     takes = inspect.signature(encoder.call).parameters
     if not getattr(encoder, "grid", None) or "grid" not in takes:
@@ -659,7 +706,7 @@ def checked_size(size, encoder):
             f"image_size=None or {encoder.image_size}. Received: image_size={size}"
         )
     patch = encoder.patch_size
-    odd = [side for side in _sides(size) if side % patch]
+    odd = [side for side in sides(size) if side % patch]
     if odd:
         below = odd[0] // patch * patch
         raise ConfigurationError(

@@ -6,6 +6,8 @@ order, for any part of a batch.
 
 import contextlib
 import contextvars
+import hashlib
+import operator
 import zlib
 
 import keras
@@ -34,9 +36,27 @@ def mix(x):
     return ops.bitwise_xor(x, _shift_right(x, 16))
 
 
+def _signed(number: int) -> int:
+    """32 bits as int32."""
+    return (number + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
 def name_key(name: str) -> int:
     """A name as int32."""
     return zlib.crc32(name.encode()) - (1 << 31)
+
+
+def checked_seed(seed) -> int:
+    """A seed as an int; refused outside of [0, 2^64), where streams would be shared."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if isinstance(seed, bool) or not 0 <= number < 1 << 64:
+        raise ConfigurationError(
+            f"Expected seed as a whole number from 0 to 2**64 - 1. Received: seed={seed!r}"
+        )
+    return number
 
 
 class Seed(keras.random.SeedGenerator):
@@ -48,14 +68,15 @@ class Seed(keras.random.SeedGenerator):
     is the batch and whose numbers for a row do not depend on the other rows.
 
     Args:
-        seed: int, the run's seed.
+        seed: int in [0, 2^64), the run's seed; any two have streams of their own.
         step: int or int32 scalar, the training step.
         rows: int32 `(batch,)`, each row's place in the global batch; None counts from 0.
     """
 
     def __init__(self, seed=0, step=0, rows=None):
         # No super().__init__(): it would create a state variable.
-        number = (int(seed) + (1 << 31)) % (1 << 32) - (1 << 31)
+        upper, lower = divmod(checked_seed(seed), 1 << 32)
+        number, self.upper = _signed(lower), _signed(upper)
         # mix(0) is 0, and from 0 row 1 of step 0 would draw what row 0 of step 1 does.
         start = mix(ops.convert_to_tensor(number ^ name_key("seed"), "int32"))
         self.key = mix(ops.bitwise_xor(start, ops.cast(step, "int32")))
@@ -66,13 +87,13 @@ class Seed(keras.random.SeedGenerator):
         """The seed of the component `name`: independent of every other name's."""
         child = object.__new__(Seed)
         child.key = mix(ops.bitwise_xor(self.key, name_key(name)))
-        child.rows, child.name = self.rows, name
+        child.rows, child.name, child.upper = self.rows, name, self.upper
         return child
 
     def next(self, ordered=True):
         """What keras.random draws from: the key, as Keras's seed pair."""
         dtype = "uint32" if keras.backend.backend() == "jax" else "int32"
-        return ops.cast(ops.stack([self.key, ops.zeros_like(self.key)]), dtype)
+        return ops.cast(ops.stack([self.key, ops.zeros_like(self.key) + self.upper]), dtype)
 
     def uniform(self, shape):
         """Float32 in [0, 1), `shape` = (batch, ...): row by row, the same for a row in any batch."""
@@ -83,6 +104,8 @@ class Seed(keras.random.SeedGenerator):
         row_keys = mix(ops.bitwise_xor(mix(rows), self.key))
         places = mix(ops.arange(size, dtype="int32"))
         bits = mix(ops.bitwise_xor(ops.expand_dims(row_keys, 1), ops.expand_dims(places, 0)))
+        if self.upper:  # the key has room for 32 bits of the seed; this is a bijection too
+            bits = mix(ops.bitwise_xor(bits, self.upper))
         numbers = ops.cast(_shift_right(bits, 8), "float32") * 2.0**-24
         return ops.reshape(numbers, (-1, *shape[1:]))
 
@@ -112,17 +135,26 @@ def initial_values(layer, seed: int):
     So a variable begins the same whatever else the model holds and wherever it lives. Variables that
     already have a value keep it; initialisers without randomness are left alone.
     """
+    seed = checked_seed(seed)
     with keras.StatelessScope():
         yield
         for variable in layer.variables:
             # Keras keeps the initialiser of a variable created in a StatelessScope until it leaves.
             initializer = variable._initializer
-            key = (name_key(canonical(variable.path)) ^ int(seed)) % (1 << 31)
+            key = _initial_key(canonical(variable.path), seed)
             config = getattr(initializer, "get_config", dict)()
             if "seed" in config:  # every random initialiser of Keras has one
                 variable._initializer = type(initializer).from_config({**config, "seed": key})
             elif initializer is not None and variable.name == "seed_generator_state":
                 variable._initializer = _SeedState(key)
+
+
+def _initial_key(path, seed):
+    """31 bits, which is what Keras's initialisers take; of a larger seed they depend on all of it."""
+    if seed < 1 << 31:
+        return (name_key(path) ^ seed) % (1 << 31)
+    digest = hashlib.blake2b(f"{seed} {path}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest) % (1 << 31)
 
 
 class _SeedState:

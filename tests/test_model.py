@@ -13,7 +13,7 @@ from PIL import Image
 
 import flipkit
 from flipkit import layers, losses, maskers, optimizers
-from flipkit.errors import ConfigurationError, UnknownName
+from flipkit.errors import ConfigurationError, DataError, UnknownName
 from flipkit.random import Seed
 
 LOGS = {
@@ -246,7 +246,7 @@ def test_smaller_pictures_train_and_are_in_the_config(tiny, pairs, tmp_path):
 def test_pictures_of_a_size_that_nobody_told_are_refused(tiny, pairs):
     model = tiny(seed=3, image_size=8)
     model.compile("adam")
-    with pytest.raises(ConfigurationError, match=r"pictures of 8 x 8 pixels\. Received: 16 x 16"):
+    with pytest.raises(DataError, match=r"pictures of 8 x 8 pixels\. Received: 16 x 16"):
         model.fit(pairs(), batch_size=4, verbose=0)
 
 

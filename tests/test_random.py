@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 
 import jax
 import keras
@@ -103,7 +104,7 @@ def test_another_seed_step_name_or_row_gives_other_numbers(change):
     assert not np.intersect1d(base, other).size
 
 
-@pytest.mark.parametrize("seed", [0, 1, -1, 2**31])
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**31, 2**40])
 def test_steps_and_rows_are_not_interchangeable(seed):
     draws = [draw((16, 8), seed, step) for step in range(16)]
     assert len(np.unique(draws)) > 16 * 16 * 8 - 4  # float32 leaves 2 ** 24 numbers
@@ -124,9 +125,47 @@ def test_naming_keeps_the_rows():
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(-(2**63), 2**63))
-def test_every_int_is_a_seed(seed):
-    assert np.isfinite(draw((1, 2), seed=seed)).all()
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=2, unique=True))
+def test_two_seeds_of_64_bits_are_two_streams(seeds):
+    first, second = (draw((2, 8), seed=seed) for seed in seeds)
+    assert np.isfinite([first, second]).all()
+    assert (first != second).any()
+
+
+def test_seeds_that_differ_in_their_upper_half_alone_share_nothing():
+    seeds = [0, 2**32, 2**33, 2**63, 2**63 + 2**32, 2**31, 2**64 - 1]
+    draws = [draw((4, 500), seed=seed) for seed in seeds]
+    for a, b in itertools.combinations(draws, 2):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.1
+        assert np.mean(a == b) < 0.01
+    # What keras.random draws from, and a name's own stream, know the upper half too.
+    for derived in (lambda s: s.next(), lambda s: s.named("a").uniform((1, 8))):
+        found = {np.asarray(derived(random.Seed(seed))).tobytes() for seed in seeds}
+        assert len(found) == len(seeds)
+    keys = {random._initial_key("image/norm/gamma", seed) for seed in seeds}
+    assert len(keys) == len(seeds)
+
+
+def test_seeds_below_2_to_the_32_keep_their_numbers():
+    """Written out as it was before seeds had an upper half."""
+    for seed in (0, 1, 2**31, 2**32 - 1):
+        number = np.int64([seed ^ (random.name_key("seed") % 2**32)]).astype("int32")
+        key = mix(mix(number) ^ np.int32(5))
+        bits = mix((mix(mix(np.arange(2)) ^ key))[:, None] ^ mix(np.arange(3))[None])
+        expected = (bits.view("uint32") >> 8).astype("float32") * np.float32(2**-24)
+        np.testing.assert_array_equal(draw((2, 3), seed=seed, step=5), expected)
+        pair = np.asarray(random.Seed(seed, 5).next())
+        np.testing.assert_array_equal(pair, [*key.view("uint32"), 0])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 0.5, "0", True, None])
+def test_what_is_no_seed_is_refused(seed, tiny):
+    told = rf"seed as a whole number from 0 to 2\*\*64 - 1\. Received: seed={seed!r}"
+    with pytest.raises(flipkit.ConfigurationError, match=told):
+        random.Seed(seed)
+    if seed is not None:  # of a model: that of its run
+        with pytest.raises(flipkit.ConfigurationError, match=told):
+            tiny(seed=seed)
 
 
 def test_a_seed_keeps_no_state():
