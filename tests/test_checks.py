@@ -70,7 +70,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("make", "name", "values"), REFUSED, ids=lambda value: str(value)[-40:])
+@pytest.mark.parametrize(
+    ("make", "name", "values"),
+    REFUSED,
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
+)
 def test_a_number_that_cannot_be_is_refused_by_name(make, name, values):
     for value in values:
         needed = {flipkit.WarmupCosine: {"peak": 1}, flipkit.Constant: {"peak": 1}}.get(make, {})
