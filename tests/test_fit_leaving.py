@@ -17,6 +17,7 @@ def quantized(tiny):
     return model
 
 
+@pytest.mark.slow
 def test_int8_weights_are_in_the_file(quantized, tmp_path):
     quantized.save(tmp_path / "model.keras")
     again = flipkit.load_model(tmp_path / "model.keras")
@@ -29,6 +30,7 @@ def test_int8_weights_are_in_the_file(quantized, tmp_path):
     assert next(configs) == next(configs)
 
 
+@pytest.mark.slow
 def test_what_was_quantized_in_part_is_not_written_down(tiny, tmp_path):
     model = tiny()
     model.build()
