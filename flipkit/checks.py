@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from typing import Any
 
 from flipkit.errors import ConfigurationError
 
@@ -16,7 +17,7 @@ def whole(least=1, **arguments):
             )
 
 
-def number(*, above=-math.inf, least=-math.inf, below=math.inf, **arguments):
+def number(*, above=-math.inf, least=-math.inf, below=math.inf, **arguments: Any):
     """Refuses what is no finite number within bounds: `number(above=0, temperature=temperature)`."""
     for name, value in arguments.items():
         known = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -30,9 +31,14 @@ def number(*, above=-math.inf, least=-math.inf, below=math.inf, **arguments):
             )
 
 
-def share(**arguments):
+def share(**arguments: Any):
     """Refuses what is no share in [0, 1)."""
     for name, value in arguments.items():
         known = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not known or not 0 <= float(value) < 1:
             raise ConfigurationError(f"Expected a share in [0, 1). Received: {name}={value!r}")
+
+
+def _is_real(value):
+    """Whether it is a finite number, of Python or NumPy."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
