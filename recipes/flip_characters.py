@@ -1,9 +1,9 @@
 """FLIP on characters and their names, tested on fonts it has never seen: no data, no network.
 
-python -m flipkit.compare flip_characters mask_ratio=0.75,0.0 also='mask_ratio=0 image_size=48' seconds=75
+python -m flipkit.run flip_characters --workdir runs/characters
 
-A picture is redundant, the model still improves when the time ends, and the image tower carries the
-cost: what masking is for. Figures and pictures are in docs/performance.md.
+`make demo` compares it with no mask and with smaller pictures. A picture is redundant, the model
+still improves when the time ends, and the image tower carries the cost: what masking is for.
 """
 
 import math

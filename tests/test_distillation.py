@@ -45,7 +45,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(teacher, pa
         variable.assign(np.array(value))  # a copy: programs are given both, and to keep
     settings = {"teacher": teacher, "temperature": temperature, "feature_weight": 1.0}
     plain, distilled = terms(student, pairs(), **settings)
-    assert distilled == plain
+    assert distilled == pytest.approx(plain, rel=1e-6)  # two programs, which round alike at best
     student.image_projection.kernel.assign(-student.image_projection.kernel)
     plain, distilled = terms(student, pairs(), **settings)
     assert distilled > plain + 0.01

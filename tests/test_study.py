@@ -199,7 +199,7 @@ class Clock:
 def test_a_machine_that_changes_its_speed_in_mid_run_decides_nothing(tmp_path, monkeypatch):
     path = tmp_path / "one_phase.py"
     path.write_text(RECIPE.replace(LAST_PHASE, "").replace("int(pairs * tuning)", "0"))
-    clock = Clock(change=150.0)
+    clock = Clock(change=100.0)
     ended = callbacks.Throughput.on_train_batch_end
 
     def on_train_batch_end(self, batch, logs=None):
@@ -298,7 +298,7 @@ def test_values_are_combined_and_variants_added_by_hand_in_any_order():
         (["mask_ratio=0,0.5", "samples=8", "seconds=3"], "samples and seconds"),
         (["mask_ratio=0,0.5", "seconds=-1"], "above 0"),
         (["samples=8"], "Nothing to compare"),
-        (["model.maskr=random,grid", "samples=800"], "Did you mean 'masker'"),
+        (["model.maskr=random,grid", "samples=800"], "Did you mean 'model.masker'"),
         (["mask_ratio=0,1.5", "samples=800"], "mask_ratio=1.5"),
         (
             ["mask_ratio=0,0.5", "samples=800", "metric=zero_shto/top1"],

@@ -144,7 +144,7 @@ class Trap:
 def test_pickles_are_refused_whatever_they_are_called(name, tmp_path):
     path = tmp_path / name
     path.write_bytes(pickle.dumps({"weight": Trap()}))
-    with pytest.raises(ConfigurationError, match=r"pickle.*safetensors\.torch\.save_file"):
+    with pytest.raises(ConfigurationError, match=r"(?s)pickle.*save_file"):
         flipkit.load_pretrained(path)
     with pytest.raises(ConfigurationError, match="pickle"):
         tensors.read_safetensors(path)

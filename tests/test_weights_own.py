@@ -180,8 +180,8 @@ def test_unfinished_run_is_read_as_of_its_newest_checkpoint(describe, tmp_path):
     before = sorted(p.name for p in (tmp_path / "run").rglob("*"))
     found = flipkit.load_pretrained(tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").rglob("*")) == before
-    two_steps = [flipkit.Phase(16, 8, flipkit.Constant(1e-2))]
-    expected = describe(model=model, phases=two_steps).start(None)
+    three_steps = [flipkit.Phase(24, 8, flipkit.Constant(1e-2))]  # saved before they are reported
+    expected = describe(model=model, phases=three_steps).start(None)
     assert_equal(found, expected)
     assert found.tokenizer(CAPTIONS, 8).tolist() == expected.tokenizer(CAPTIONS, 8).tolist()
 
@@ -234,7 +234,7 @@ def test_init_is_set_by_override_and_needed_only_at_the_start(describe, finished
     (tmp_path / "model.keras").unlink()
     said = []
     assert int(run.start(tmp_path / "again", say=said.append).step) == 4
-    assert "Resuming at step 2 of 4." in said
+    assert "Resuming at step 3 of 4." in said
     assert not [line for line in said if line.startswith("Weights from")]
 
 

@@ -125,10 +125,11 @@ def _characters(count):
     from fontTools.ttLib import TTFont
     from PIL import Image, ImageDraw
 
-    names = [REFERENCE, *FACES["train"], *FACES["test"]]
-    codes = set.intersection(
-        *(set(TTFont(_folder() / f"{name}.ttf", lazy=True).getBestCmap()) for name in names)
-    )
+    held = []
+    for name in {REFERENCE, *FACES["train"], *FACES["test"]}:
+        with TTFont(_folder() / f"{name}.ttf", lazy=True) as font:
+            held.append(set(font.getBestCmap()))
+    codes = set.intersection(*held)
     drawings, found = set(), []
     for character in map(chr, sorted(codes)):
         plain = unicodedata.normalize("NFKD", character) == character

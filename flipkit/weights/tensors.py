@@ -71,9 +71,7 @@ def refuse_pickle(path):
 
 def remedy(path: pathlib.Path) -> str:
     """Two lines of Python that write a pickle's tensors beside it, named as in its folder."""
-    theirs = (
-        path.parent / "config.json"
-    ).is_file()  # transformers has one; open_clip's has another name
+    theirs = (path.parent / "config.json").is_file()  # transformers'; open_clip's has another name
     name = "model.safetensors" if theirs else "open_clip_model.safetensors"
     target = str(path.with_name(name))
     return (
