@@ -242,7 +242,7 @@ def command(*arguments):
 
 def test_the_command_prints_the_papers_figures(vitl):
     for figure in (
-        "303.3 M", "109.1 M", " 0.5175 ", " 0.2817 ", " 0.496 ", " 0.250 ", "4.45%", "0.001024",
+        "303.3 M", "109.1 M", "0.5175", "0.2817", " 0.496 ", " 0.250 ", "4.45%", "0.001024",
         "781", "195,312", "1.024e-05", "390", "1,953", "65,536",
     ):  # fmt: skip
         assert figure in vitl[1], figure
