@@ -72,7 +72,8 @@ def test_index_written_with_a_local_path_gives_the_same_arrays(checkpoint):
 def test_embeddings_of_a_loaded_checkpoint_are_the_official_ones(model):
     inputs, outputs = (dict(np.load(GOLDEN / f"{n}.npz")) for n in ("inputs", "outputs_f64"))
     model.preprocessing = flipkit.Preprocessing((0, 0, 0), (1 / 255,) * 3)  # pixels are normalised
-    found = model({"image": inputs["image"], "text": inputs["txt"]})  # `predict` takes no normalised pixels
+    # `predict` takes no normalised pixels.
+    found = model({"image": inputs["image"], "text": inputs["txt"]})
     np.testing.assert_allclose(found["image"], outputs["mask000/z_img"], atol=1e-6, rtol=0)
     np.testing.assert_allclose(found["text"], outputs["mask000/z_txt"], atol=1e-6, rtol=0)
     np.testing.assert_allclose(model.scale, outputs["mask000/scale"], rtol=1e-6)
