@@ -8,10 +8,8 @@ import shutil
 import time
 
 import keras
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flipkit import optimizers, report
+from flipkit import optimizers, progress, report
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
 from flipkit.registry import without_tensorflow
@@ -170,15 +168,7 @@ class _Keep(keras.callbacks.Callback):
             batches,
         )
         self.told = 0
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self.bar = Progress(
-            *columns,
-            console=console,
-            disable=not (journal.shows_progress and console.is_terminal),
-            transient=True,
-            redirect_stdout=False,  # what is printed goes where it is sent, be stderr a terminal or not
-        )
+        self.bar = progress.display(journal.shows_progress)
 
     def on_train_begin(self, logs=None):
         self.bar.start()

@@ -134,6 +134,7 @@ def _mark_leads(axis, baseline, leads, metric, budget, factor, colours):
             size=10.5,
             color=colour,
             weight="bold",
+            bbox={"color": "white", "alpha": 0.75, "pad": 1, "linewidth": 0},
         )
 
 

@@ -17,7 +17,8 @@ from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError, features
 
 from flipkit import registry
 from flipkit.errors import BadSample, ConfigurationError, UnknownName, nearest
-from flipkit.resizing import RULES, centre_crop, resampling, resize, sides
+from flipkit.resizing import RULES, centre_crop, resampling, resize
+from flipkit.sizes import sides
 
 # What is tried on bytes. Not all that Pillow knows: its EPS reader would start Ghostscript. Its
 # JPEG reader also takes MPO, several JPEGs in one file.

@@ -8,12 +8,23 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-@contextlib.contextmanager
-def bars(totals: dict[str, int]) -> Iterator[dict[str, Callable[[int], None]]]:
-    """A bar for each name, on stderr while it is a terminal: {name: function of how much is done}."""
+def display(enabled=True) -> Progress:
+    """Where bars are drawn: stderr, while it is a terminal and they are `enabled`."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    shown = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    return Progress(
+        *columns,
+        console=console,
+        disable=not (enabled and console.is_terminal),
+        transient=True,
+        redirect_stdout=False,  # what is printed goes where it is sent, be stderr a terminal or not
+    )
+
+
+@contextlib.contextmanager
+def bars(totals: dict[str, int]) -> Iterator[dict[str, Callable[[int], None]]]:
+    """A bar for each name: {name: function of how much is done}."""
+    shown = display()
 
     def update(task, completed):
         shown.update(task, completed=completed)

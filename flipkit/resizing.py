@@ -4,11 +4,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from flipkit.errors import UnknownName, nearest
-
-
-def sides(size) -> tuple[int, int]:
-    """Height and width of a size that may be one number for both."""
-    return (size, size) if np.ndim(size) == 0 else tuple(size)
+from flipkit.sizes import sides
 
 
 def resampling(name):

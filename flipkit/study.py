@@ -278,11 +278,7 @@ class Study:
         settings = {**self.fixed, **dict(variant.settings)}
         if "pairs" in recipe.dials(self.function):
             return recipe.make(self.function, {**settings, "pairs": str(int(pairs))})
-        run = recipe.make(self.function, settings)
-        factor, known = pairs / sum(phase.pairs for phase in run.phases), run.paths()
-        longer = [f"phases.{i}.pairs" for i in range(len(run.phases))]
-        longer += [f"phases.{i}.schedule.warmup" for i in range(len(run.phases))]
-        return run.with_overrides({p: int(known[p] * factor) for p in longer if p in known})
+        return recipe.resized(recipe.make(self.function, settings), pairs)
 
     def runs(self, variant: Variant) -> pathlib.Path:
         """The folder of a variant's workdirs."""

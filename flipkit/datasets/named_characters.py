@@ -22,7 +22,7 @@ FACES = {
 }
 REFERENCE = "DejaVuSans"  # in which no two characters may look alike
 CATEGORIES = "LNPS"  # letters, numbers, punctuation, symbols
-HEIGHTS = (0.7, 0.95)  # of the font, as a share of the picture's height
+HEIGHTS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # of the font, as shares of the picture's height
 PLACES = (0.4, 0.6)  # of the room beside the character, how much is left of it, or above
 SHARES = np.linspace(0, 1, 256)[:, None]  # of ink, at each level of a drawing's 256
 DARK, LIGHT = (0, 110), (145, 255)  # channels of ink and ground, one each, in any order
@@ -30,7 +30,7 @@ DARK, LIGHT = (0, 110), (145, 255)  # channels of ink and ground, one each, in a
 
 @register
 class NamedCharacters(Dataset):
-    """Drawings of characters, any colours, place and size, captioned with their Unicode names.
+    """Drawings of characters, any colours, several sizes, captioned with their Unicode names.
 
     `LATIN SMALL LETTER A`, `BLACK CHESS KNIGHT`, `GREEK CAPITAL LETTER OMEGA`: real drawings with real
     names. The split "test" has the same characters in a family of fonts that "train" never shows. A
@@ -151,18 +151,26 @@ def _characters(count):
     return [found[place * len(found) // count] for place in range(count)]
 
 
-def _drawn(character, face, side, draw):
-    """uint8 (side, side, 3): the character anywhere, dark on light or light on dark."""
+@functools.lru_cache(32_768)  # of 2 KiB each
+def _stamp(character, face, size):
+    """A Pillow image of the character alone: at each pixel, how much of it is ink."""
     from PIL import Image, ImageDraw
 
-    least, most = HEIGHTS
-    font = _face(face, int(side * (least + (most - least) * draw.random())))
+    font = _face(face, size)
+    left, top, right, bottom = font.getbbox(character)
+    stamp = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(stamp).text((-left, -top), character, 255, font=font)
+    return stamp
+
+
+def _drawn(character, face, side, draw):
+    """uint8 (side, side, 3): the character near the middle, dark on light or light on dark."""
+    from PIL import Image
+
+    stamp = _stamp(character, face, int(side * draw.choice(HEIGHTS)))
+    x, y = (round((side - length) * draw.uniform(*PLACES)) for length in stamp.size)
     mask = Image.new("L", (side, side))
-    canvas = ImageDraw.Draw(mask)
-    left, top, right, bottom = canvas.textbbox((0, 0), character, font=font)
-    x = (side - (right - left)) * draw.uniform(*PLACES) - left
-    y = (side - (bottom - top)) * draw.uniform(*PLACES) - top
-    canvas.text((x, y), character, 255, font=font)
+    mask.paste(stamp, (x, y))
     dark, light = ([draw.uniform(*span) for _ in range(3)] for span in (DARK, LIGHT))
     ink, ground = (dark, light) if draw.random() < 0.5 else (light, dark)
     colours = np.array(ground) + SHARES * (np.array(ink) - ground)  # of every level of the mask
