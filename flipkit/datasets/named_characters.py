@@ -157,7 +157,7 @@ def _stamp(character, face, size):
     from PIL import Image, ImageDraw
 
     font = _face(face, size)
-    left, top, right, bottom = font.getbbox(character)
+    left, top, right, bottom = map(round, font.getbbox(character))
     stamp = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(stamp).text((-left, -top), character, 255, font=font)
     return stamp
