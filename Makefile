@@ -11,7 +11,7 @@
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python3.14,\
   $(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 
-DEMO := -m flipkit.compare flip_characters mask_ratio=0.75,0.0 also='mask_ratio=0.0 image_size=48 tuning=0.1' seconds=75 \
+DEMO := -m flipkit.compare flip_characters mask_ratio=0.75,0.0 also='mask_ratio=0.0 image_size=48 tuning=0.1' seconds=60 \
   baseline=mask_ratio=0.0 chance=0.002 title="Naming characters in fonts never seen: 500 names, top-1" \
   --workdir demo
 WORKERS := 2

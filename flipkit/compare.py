@@ -224,12 +224,9 @@ def remarks(results, rows, budget):
             )
     if budget == "seconds":
         uneven = ranking.unequal_seconds(results, TOLERANCE)
-        told = ", ".join(f"seed {seed} by {ratio - 1:.0%}" for seed, ratio in uneven.items())
-        yield (
-            f"Seconds of training differ by more than {TOLERANCE:.0%}: {told}."
-            if uneven
-            else f"Seconds of training of each seed are equal to {TOLERANCE:.0%}: yes."
-        )
+        told = ", ".join(f"seed {seed} by {share:.0%}" for seed, share in uneven.items())
+        told = f"NO ({told})" if uneven else "yes"
+        yield f"Seconds of training of each seed within {TOLERANCE:.0%} of their mean: {told}."
 
 
 def ranges(places) -> str:

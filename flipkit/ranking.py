@@ -1,6 +1,7 @@
 """What a finished study found: variants from the best down, what exceeds the spread, who leads."""
 
 import dataclasses
+import statistics
 
 import numpy as np
 from scipy import stats
@@ -178,9 +179,10 @@ def unequal_starts(results: list[Result]) -> dict[int, list[str]]:
 
 
 def unequal_seconds(results: list[Result], tolerance: float) -> dict[int, float]:
-    """{seed: longest run over the shortest} of the seeds whose runs took times that differ by more."""
+    """{seed: the largest |seconds / mean - 1| of its runs} of the seeds where it is more."""
     times: dict[int, list[float]] = {}
     for result in results:
         times.setdefault(result.seed, []).append(result.seconds)
-    ratios = {seed: max(found) / min(found) for seed, found in times.items()}
-    return {seed: ratio for seed, ratio in ratios.items() if ratio > 1 + tolerance}
+    means = {seed: statistics.fmean(found) for seed, found in times.items()}
+    off = {seed: max(abs(t / means[seed] - 1) for t in found) for seed, found in times.items()}
+    return {seed: share for seed, share in off.items() if share > tolerance}

@@ -8,6 +8,7 @@ import math
 import pathlib
 import re
 import shutil
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,9 +20,8 @@ from flipkit.settings import parse
 
 BUDGETS = ("seconds", "samples", "flops")
 PROBE_PAIRS = 1_000_000  # any length: neither throughput nor FLOPs per pair depend on it
-TOLERANCE = (
-    0.05  # runs for equal seconds of which one takes so much more than another are trained again
-)
+PROBE = 0.2  # of a study's seconds, for which each variant's speed is measured
+TOLERANCE = 0.05  # runs for equal seconds of which one is so far from their mean are trained again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Study:
         off = uneven({v: r.seconds for v, r in found.items() if isinstance(r, Result)})
         if self.budget == "seconds" and off:
             spent = ", ".join(f"{v.label} took {found[v].seconds:,.0f} s" for v in off)
-            say(f"Seed {seed}: {spent}. They differ by more than {TOLERANCE:.0%}: training again.")
+            say(f"Seed {seed}: {spent}. That is over {TOLERANCE:.0%} off the mean: training again.")
             for variant, factor in off.items():
                 pairs[variant] = self._keep_pairs(variant, found[variant].pairs * factor)
             for variant in pairs:
@@ -338,7 +338,8 @@ class Study:
         beside = {} if first is None else {first.variant: self.sized(first.variant, first.pairs)}
         say(f"Measuring {len(beside | runs)} speeds, in turns.")
         tasks = [
-            lambda pause, run=run: run.throughput(pause=pause) for run in (beside | runs).values()
+            lambda pause, run=run: run.throughput(self.amount * PROBE, pause=pause)
+            for run in (beside | runs).values()
         ]
         rates = dict(zip(beside | runs, turns.in_turns(tasks), strict=True))
         jax.clear_caches()
@@ -386,11 +387,13 @@ def told(result: Result) -> str:
 def uneven(seconds: dict[Variant, float]) -> dict[Variant, float]:
     """{variant: what its pairs are to be multiplied with, so that all take the mean}.
 
-    Empty if the longest run took at most TOLERANCE more than the shortest.
+    Empty if each is within TOLERANCE of the mean.
     """
-    if not seconds or max(seconds.values()) <= min(seconds.values()) * (1 + TOLERANCE):
+    if not seconds:
         return {}
-    mean = sum(seconds.values()) / len(seconds)
+    mean = statistics.fmean(seconds.values())
+    if all(abs(spent / mean - 1) <= TOLERANCE for spent in seconds.values()):
+        return {}
     return {variant: mean / spent for variant, spent in seconds.items()}
 
 

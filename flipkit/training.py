@@ -1,6 +1,7 @@
 """Phase and Run: one training run as an object that can be read, changed by path, and started."""
 
 import contextlib
+import functools
 import importlib.metadata
 import inspect
 import itertools
@@ -350,37 +351,40 @@ class Run(Configurable):
             finally:
                 journal.close()
 
-    def throughput(self, steps=5, rounds=3, pause: Callable[[float], None] | None = None) -> float:
-        """Pairs per second of the whole run: of each phase the median of `rounds` of `steps` steps.
+    def throughput(
+        self, seconds=5.0, rounds=8, pause: Callable[[float], None] | None = None
+    ) -> float:
+        """Pairs per second of the whole run, the mean over `rounds` windows that take `seconds` together.
 
-        Trains a model that is thrown away.
+        A phase has its share of the rounds, at least three. Trains a model that is thrown away.
 
         Args:
             pause: called after each round with the share of the rounds that is done, from 0 to 1, so
                 that several runs can be measured in turns.
         """
         _require_jax()
-        seconds, total = 0.0, rounds * len(self.phases)
+        samples = sum(phase.samples for phase in self.phases)
+        counts = [max(3, round(rounds * phase.samples / samples)) for phase in self.phases]
+        spent = 0.0
         with _distributed(self.distribution):
             run = self._anew()
             batches = run._prepare(Journal(None, {}))
-            for index, phase in enumerate(run.phases):
+            for index, (phase, count) in enumerate(zip(run.phases, counts, strict=True)):
                 run._enter(index, None)
                 data = batches(index).from_step()
+                fit = functools.partial(run.model.fit, data, verbose=0)
+                # The first step of a new program is not counted.
+                (rate,) = fit(steps_per_epoch=2).history["pairs_per_second"]
+                steps = max(1, round(seconds / rounds * rate / phase.batch_size))
                 callbacks = []
                 if pause is not None:
-                    done = index * rounds
-                    callbacks.append(_Pause(lambda step: pause(step / total), done, total, 1))
-                history = run.model.fit(
-                    data,
-                    steps_per_epoch=steps + 1,  # the first of a new program is not counted
-                    epochs=rounds,
-                    callbacks=callbacks,
-                    verbose=0,
-                ).history
+                    done, total = sum(counts[:index]), sum(counts)
+                    told = functools.partial(lambda step, total: pause(step / total), total=total)
+                    callbacks.append(_Pause(told, done, total, 1))
+                rates = fit(steps_per_epoch=steps, epochs=count, callbacks=callbacks).history
                 data.close()
-                seconds += phase.samples / statistics.median(history["pairs_per_second"])
-        return sum(phase.samples for phase in self.phases) / seconds
+                spent += phase.samples / statistics.harmonic_mean(rates["pairs_per_second"])
+        return samples / spent
 
     def _anew(self):
         """The same run with every object made again, its model seeded."""

@@ -50,7 +50,7 @@ def recipe(
         mask_padding=True,
         activation="relu2",
     )
-    steps = sum(phase.steps for phase in phases)
+    window = max(1, sum(phase.steps for phase in phases) // 25)
     run = flipkit.Run(
         flipkit.FLIP(image, text, mask_ratio=mask_ratio, dim=128, tokenizer="wordpiece"),
         data=flipkit.NamedCharacters(),
@@ -65,7 +65,7 @@ def recipe(
         ),
         phases=phases,
         evaluators={"zero_shot": flipkit.ZeroShot(flipkit.NamedCharacters("test"))},
-        log_every=max(1, steps // 40),
-        evaluate_every=max(1, steps // 10),
+        log_every=window,
+        evaluate_every=3 * window,
     )
     return flipkit.scaled(run, scale)

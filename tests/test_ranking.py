@@ -157,8 +157,8 @@ def test_a_baseline_that_is_not_there_is_answered_with_the_nearest():
 def test_seeds_whose_runs_took_other_times_are_told():
     even = [curve("a", 0, [0.1], 100.0), curve("b", 0, [0.1], 104.0)]
     odd = [curve("a", 1, [0.1], 100.0), curve("b", 1, [0.1], 120.0)]
-    assert ranking.unequal_seconds(even + odd, 0.05) == {1: pytest.approx(1.2)}
-    assert "seed 1 by 20%" in " ".join(compare.remarks(even + odd, [], "seconds"))
+    assert ranking.unequal_seconds(even + odd, 0.05) == {1: pytest.approx(1 / 11)}
+    assert "NO (seed 1 by 9%)" in " ".join(compare.remarks(even + odd, [], "seconds"))
     assert "yes" in " ".join(compare.remarks(even, [], "seconds"))
 
 
