@@ -352,7 +352,7 @@ class Run(Configurable):
                 journal.close()
 
     def throughput(
-        self, seconds=5.0, rounds=8, pause: Callable[[float], None] | None = None
+        self, seconds=5.0, rounds=5, pause: Callable[[float], None] | None = None
     ) -> float:
         """Pairs per second of the whole run, the mean over `rounds` windows that take `seconds` together.
 

@@ -92,6 +92,7 @@ def reference(pairs):
     return weights, batch, namespace["numbers"](weights, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "torch"])
 def test_another_backend_gives_the_same_numbers(backend, reference, fresh, tmp_path):
     if importlib.util.find_spec(backend) is None:

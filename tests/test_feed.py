@@ -231,6 +231,7 @@ def test_a_bad_sample_is_replaced_alike_by_threads_and_recorded():
         assert order[slot] == index or slot in [s for s, i, _ in alone.rejects if i == order[s]]
 
 
+@pytest.mark.slow  # test_fit trains with two workers in such a process
 def test_workers_of_a_process_without_parsed_flags_give_what_batch_gives(fresh, tmp_path):
     """The bad samples too."""
     (tmp_path / "bad_data.py").write_text("""

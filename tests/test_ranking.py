@@ -31,6 +31,7 @@ def test_what_differs_by_less_than_its_spread_is_not_told_apart():
     assert rows[0].mean == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_many_variants_of_pure_chance_are_seldom_told_apart():
     """Single t-tests of 45 pairs would find a difference in most such studies."""
     found = 0

@@ -389,7 +389,7 @@ def test_fresh_optimizer_forgets_and_a_kept_one_does_not(two_phases):
     assert kept[3]["loss"] != fresh[3]["loss"]
 
 
-@pytest.mark.parametrize("optimizer", ["kept", "fresh"])
+@pytest.mark.parametrize("optimizer", ["kept", pytest.param("fresh", marks=pytest.mark.slow)])
 def test_run_goes_on_within_a_later_phase(describe, two_phases, tmp_path, optimizer):
     phases, whole = two_phases[optimizer]
     start(describe(phases), tmp_path, until=3)
@@ -530,6 +530,7 @@ def test_gradient_accumulation_is_refused(describe):
         describe(optimizer=optimizer).start()
 
 
+@pytest.mark.slow  # test_fit has eight devices beside one
 def test_eight_devices_train_alike_twice(fresh):
     """With dropout and AdamW; the same weights at the start as on one device."""
     printed = fresh(
@@ -570,6 +571,7 @@ print(json.dumps(told))
     assert first[1] == pytest.approx(single[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_plugins_component_is_found_again_from_the_record(fresh, tmp_path):
     """In a process that has not imported the plugin."""
     (tmp_path / "flipkit_far.py").write_text("""
@@ -651,7 +653,7 @@ def test_a_phase_of_smaller_pictures_is_the_other_way_to_fewer_tokens(describe, 
     assert [row["samples"] for row in outcome.rows][-1] == 40
 
 
-@pytest.mark.parametrize("until", [1, 3])
+@pytest.mark.parametrize("until", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_run_over_sizes_goes_on_after_a_kill_as_if_nothing_had_been(describe, tmp_path, until):
     rate = flipkit.WarmupCosine(1e-2)
     phases = [flipkit.Phase(32, 8, rate, image_size=8), flipkit.Phase(32, 8, rate, image_size=16)]

@@ -153,6 +153,7 @@ def test_the_average_gets_no_gradient_and_no_moments():
     assert not any("average" in variable.path for variable in model.optimizer.variables)
 
 
+@pytest.mark.slow
 def test_the_average_is_in_a_runs_checkpoint_and_goes_on_from_there(tmp_path):
     """Killed after two of four steps: the same weights, the average's too, as without the kill."""
 
