@@ -201,7 +201,7 @@ class Clock:
 def test_a_machine_that_changes_its_speed_in_mid_run_decides_nothing(tmp_path, monkeypatch):
     path = tmp_path / "one_phase.py"
     path.write_text(RECIPE.replace(LAST_PHASE, "").replace("int(pairs * tuning)", "0"))
-    clock = Clock(change=100.0)
+    clock = Clock(change=60.0)
     ended = callbacks.Throughput.on_train_batch_end
 
     def on_train_batch_end(self, batch, logs=None):
