@@ -100,7 +100,7 @@ def test_the_gradient_reaches_the_student_alone(tiny, teacher, pairs):
             return loss(out["image"], out["text"], student.scale, inputs=batch)
 
     weights = [[v.value for v in m.variables] for m in (student, teacher)]
-    mine, theirs = jax.grad(value, argnums=(0, 1), allow_int=True)(*weights)
+    mine, theirs = jax.jit(jax.grad(value, argnums=(0, 1), allow_int=True))(*weights)
     norms = {
         v.path: float(ops.max(ops.abs(g)))
         for v, g in zip(student.variables, mine, strict=True)

@@ -505,6 +505,7 @@ def test_what_an_evaluator_will_refuse_is_refused_before_there_are_weights(descr
             describe(evaluators={"late": evaluator}).start()
 
 
+@pytest.mark.slow  # test_weights_own reads the averages of a run
 def test_averaged_weights_are_what_a_run_leaves(describe, two_phases, tmp_path):
     """The weights themselves are trained on, in both phases and after a stop between them."""
     phases, plain = two_phases["kept"]
@@ -724,15 +725,6 @@ def test_a_stretch_longer_than_what_is_left_is_refused():
         rate.bind(8, 300)
 
 
-def test_every_ratio_is_compiled_once_which_is_counted_and_told(describe, tmp_path):
-    """Three ratios, of which every phase has several windows and a checkpoint: three programs."""
-    rate = flipkit.WarmupCosine(1e-2)
-    phases = flipkit.mask_phases("linear", 96, 8, rate, start=0.75, end=0.0, buckets=3, tokens=16)
-    outcome = start(describe(phases=phases), tmp_path / "run")
-    assert len(phases) == 3
-    assert "Compiled 3 programs of the training step for 3 phases." in outcome.said
-
-
 def test_more_programs_than_phases_are_told_apart():
     told = report.compiled({0: 1, 2: 3})
     assert (
@@ -741,10 +733,11 @@ def test_more_programs_than_phases_are_told_apart():
     )
 
 
-def test_a_run_draws_what_each_phase_keeps(describe, tmp_path):
+def test_each_ratio_is_compiled_once_and_its_masks_are_drawn(describe, tmp_path):
+    """Three ratios, of which every phase has several windows and a checkpoint: three programs."""
     pytest.importorskip("matplotlib")
     rate = flipkit.WarmupCosine(1e-2)
-    phases = flipkit.mask_phases([0.75, 0.5, 0.0], 48, 8, rate)
+    phases = flipkit.mask_phases([0.75, 0.5, 0.0], 96, 8, rate)
     drawn = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flipkit.report.draw_run", lambda rows, path: None)
@@ -752,9 +745,10 @@ def test_a_run_draws_what_each_phase_keeps(describe, tmp_path):
             "flipkit.report.draw_masks",
             lambda rows, patch, path, **words: drawn.update({path.name: (rows, words)}),
         )
-        start(describe(phases=phases), tmp_path / "run", picture=True)
+        outcome = start(describe(phases=phases), tmp_path / "run", picture=True)
+    assert "Compiled 3 programs of the training step for 3 phases." in outcome.said
     assert [*drawn] == ["masks_0.png", "masks_1.png"]  # the last phase keeps all
-    for (rows, words), kept, first in zip(drawn.values(), (4, 8), (0, 2), strict=True):
+    for (rows, words), kept, first in zip(drawn.values(), (4, 8), (0, 4), strict=True):
         assert words["first"] == first
         assert len(rows) == 4
         for _, pixels, masks in rows:
