@@ -19,7 +19,7 @@ def recipe(
     mask_ratio=0.75,
     image_size: int | tuple[int, int] | None = None,
     tuning=0.0,
-    peak=9e-3,
+    peak: float | None = None,
     scale="full",
 ):
     """A small tower over 64 patches; every dial is sized for a first run on a laptop.
@@ -28,8 +28,11 @@ def recipe(
         image_size: pixels of the pictures before the tuning, the other way to fewer patches; None is 64.
         tuning: share of the pairs that the image tower sees whole and large, at the end (FLIP's
             unmasked tuning); a run that sees them so from the start has one phase.
+        peak: learning rate; None is the best of a sweep for each (docs/performance.md): 9e-3 with a
+            mask, 1.8e-2 without one.
         scale: "tiny" makes of it a test of seconds.
     """
+    peak = peak or (9e-3 if mask_ratio else 1.8e-2)
     reduced = mask_ratio > 0 or image_size is not None
     last = int(pairs * tuning) if reduced else 0
     first = pairs - last
