@@ -40,10 +40,10 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not slow'
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'slow and not peers'
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'slow and not peers'
 
 test-peers: $(VENV)/.installed-dev $(PEER)/.installed
 	$(BIN)/python -m pytest -q -m peers tests/peers

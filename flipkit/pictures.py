@@ -57,9 +57,8 @@ def draw_study(
             (0, *spent), (0, *(factor * v for v in reached)), **look, marker="o", ms=3.5, lw=2
         )
         marked.append((spent[-1], factor * reached[-1], row.variant.label, look["color"]))
-    top = max(y for _, y, _, _ in marked)
-    axis.set_xlim(0, 1.02 * max(x for x, *_ in marked))
-    axis.set_ylim(0, 1.12 * top or 1)
+    axis.set_xlim(0, 1.02 * axis.dataLim.x1)  # of every curve, one seed's as well
+    axis.set_ylim(0, 1.08 * axis.dataLim.y1 or 1)
     axis.set_xlabel(AXES[budget])
     axis.set_ylabel(f"{metric}{unit}")
     axis.spines[["top", "right"]].set_visible(False)
@@ -126,11 +125,13 @@ def _mark_leads(axis, baseline, leads, metric, budget, factor, colours):
     for line, lead in enumerate(there):
         colour, start = colours[lead.variant], lead.spent[budget]
         axis.plot([start] * 2, [0, level], color=colour, linestyle=":", linewidth=1.2)
+        # Left of the first and above what the baseline reaches, no mean curve has been yet.
         axis.annotate(
             f"{lead.sooner:.1f}x sooner",
-            (there[-1].spent[budget], level),
-            (8, -14 - 15 * line),
+            (there[0].spent[budget], level),
+            (-6, 6 + 15 * (len(there) - 1 - line)),
             textcoords="offset points",
+            ha="right",
             size=10.5,
             color=colour,
             weight="bold",
@@ -144,14 +145,14 @@ def _draw_ends(axis, rows, metric, factor, unit):
         colour = COLOURS[place % 8]
         ends = [factor * value for value in row.values]
         axis.plot(ends, [place] * len(ends), "o", color=colour, ms=6, alpha=0.7)
-        axis.plot([factor * row.mean] * 2, [place - 0.25, place + 0.25], color=colour, lw=2.5)
+        axis.plot([factor * row.mean] * 2, [place - 0.12, place + 0.12], color=colour, lw=2.5)
     axis.set_yticks([])
     axis.set_ylim(len(rows) - 0.4, -0.6)
     for place, row in enumerate(rows):
         axis.annotate(
             row.variant.label,
             (0, place),
-            (4, 11),
+            (4, 18),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
             color=COLOURS[place % 8],

@@ -24,16 +24,25 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """The folder that FLIPKIT_CACHE names while tests run; what was compiled is kept in it too."""
-    folder = tmp_path_factory.mktemp("cache")
+    """The folder that FLIPKIT_CACHE names while tests run.
+
+    What was compiled is kept beside it, for all workers and the processes that they start.
+    """
+    folder, base = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
+    settings = {
+        "jax_compilation_cache_dir": str(
+            (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "programs"
+        ),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        # Programs of other folders have other keys, unless XLA keeps no cache of its own there.
+        "jax_persistent_cache_enable_xla_caches": "none",
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLIPKIT_CACHE", str(folder))
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        if "jax" in sys.modules:  # which has read the environment already
-            jax = sys.modules["jax"]
-            jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        for name, value in settings.items():
+            patch.setenv(name.upper(), str(value))
+            if "jax" in sys.modules:  # which has read the environment already
+                sys.modules["jax"].config.update(name, value)
         yield folder
 
 

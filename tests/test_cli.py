@@ -465,6 +465,7 @@ def test_mistake_ends_the_process_with_2_and_no_traceback(folder):
     assert line.startswith("flipkit: Unknown recipe: 'flip_vitll'")
 
 
+@pytest.mark.slow  # imports TensorFlow; test_training has the sentence
 def test_other_backend_is_refused_in_one_line(folder):
     pytest.importorskip("tensorflow")
     arguments = ["flipkit.run", folder / "tiny.py", f"path={folder}/train-0.tar"]

@@ -142,6 +142,7 @@ def test_fit_on_eight_devices_equals_one(fresh):
     assert eval(eight) == pytest.approx(eval(one), rel=1e-5)  # two lists of floats
 
 
+@pytest.mark.slow  # test_feed has workers beside none
 def test_fit_with_two_workers_needs_no_parsed_flags(fresh, tmp_path):
     # A script, since worker processes import their parent's main module.
     script = tmp_path / "script.py"

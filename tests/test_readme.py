@@ -26,8 +26,7 @@ import flipkit
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/keras_nlp.md", "docs/maskers.md")
-DOCUMENTS += ("docs/weights.md",)
-SLOW = "docs/model_fit.md"  # its parts have quicker tests of their own
+SLOW = ("docs/model_fit.md", "docs/weights.md")  # whose parts have quicker tests of their own
 PAGES = tuple(f"docs/your_{kind}.md" for kind in ("masker", "encoder", "dataset", "schedule"))
 SHORTENED = {"flip_vitl": "--list"}  # recipe -> what is added to its command
 
@@ -160,7 +159,7 @@ def run_code(tmp_path, monkeypatch, environment):
 
 @pytest.mark.parametrize(
     "document",
-    [*DOCUMENTS, *(pytest.param(page, marks=pytest.mark.slow) for page in (*PAGES, SLOW))],
+    [*DOCUMENTS, *(pytest.param(page, marks=pytest.mark.slow) for page in (*PAGES, *SLOW))],
 )
 def test_every_block_of_code_runs(document, run_code):
     if document == "docs/keras_nlp.md":

@@ -1,5 +1,7 @@
 """What an image encoder and a text encoder must do."""
 
+import functools
+
 import jax  # to compile what is checked: Keras has no word for it outside of `fit`
 import keras
 import numpy as np
@@ -16,7 +18,7 @@ from flipkit.testing.check import (
     sample_of,
     short,
 )
-from flipkit.testing.models import PartChecks, tiny
+from flipkit.testing.models import PartChecks, quickly_compiled, tiny
 
 
 def check_encoder(make, *, expected_failures=None) -> list[Check]:
@@ -29,37 +31,31 @@ class _EncoderChecks(PartChecks):
     kind = keras.layers.Layer
 
     def maps_a_batch_to_features(self):
-        for batch in (1, 3):
-            encoder = self._built()
-            features = np.asarray(encoder(self._x(encoder, batch)), "float32")
-            told = f"features (batch, dim) = ({batch}, {encoder.dim})"
-            expect(features.shape == (batch, encoder.dim), told, features.shape)
+        for batch in (1, 4):
+            features = self._features(self._x(batch))
+            told = f"features (batch, dim) = ({batch}, {self._encoder.dim})"
+            expect(features.shape == (batch, self._encoder.dim), told, features.shape)
             expect(bool(np.isfinite(features).all()), "finite features", short(features))
 
     def repeats_itself_at_inference(self):
-        encoder = self._built()
-        x = self._x(encoder)
-        first, again = (np.asarray(encoder(x, training=False)) for _ in range(2))
-        expect_equal(again, first, "the same features twice at inference")
+        again = self._eager()
+        expect_equal(again, self._at_first, "the same features twice at inference")
 
     def tells_rows_apart_alone(self):
-        encoder = self._built()
-        x = self._x(encoder, 4)
+        x = self._x(4)
         told = "a row's features not to depend on the other rows, to 1e-5"
-        expect_close(np.asarray(encoder(x[:2])), np.asarray(encoder(x))[:2], told)
+        expect_close(self._features(x[:1]), self._features(x)[:1], told)
 
     def compiles_to_the_same(self):
-        encoder = self._built()
-        x = self._x(encoder)
-        compiled = np.asarray(jax.jit(lambda x: encoder(x))(x))
-        expect_close(compiled, np.asarray(encoder(x)), "compiled features equal to eager, to 1e-5")
+        told = "compiled features equal to eager, to 1e-5"
+        expect_close(self._features(self._x(1)), self._at_first, told)
 
     def works_in_bfloat16(self):
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy("mixed_bfloat16")
         try:
             encoder = self._built()
-            features = np.asarray(encoder(self._x(encoder)), "float32")
+            features = _compiled(encoder)(self._x(1))
         finally:
             keras.config.set_dtype_policy(before)
         expect(bool(np.isfinite(features).all()), "finite features in bfloat16", short(features))
@@ -67,18 +63,16 @@ class _EncoderChecks(PartChecks):
         expect(kept <= {"float32"}, "weights kept in float32", kept)
 
     def learns_with_all_its_weights(self):
-        encoder = self._built()
-        x = keras.ops.convert_to_tensor(self._x(encoder, 4))  # stateless_call hands on what it gets
+        encoder, x = self._encoder, self._x(4)
         target = np.random.default_rng(1).standard_normal((4, encoder.dim)).astype("float32")
 
-        def loss(values):
-            outputs, _ = encoder.stateless_call(values, encoder.non_trainable_variables, x)
+        def loss(values, others):
+            outputs, _ = encoder.stateless_call(values, others, keras.ops.convert_to_tensor(x))
             return keras.ops.mean((keras.ops.cast(outputs, "float32") - target) ** 2)
 
-        values = [v.value for v in encoder.trainable_variables]
-        for variable, gradient in zip(
-            encoder.trainable_variables, jax.grad(loss)(values), strict=True
-        ):
+        with quickly_compiled():
+            gradients = jax.jit(jax.grad(loss))(*_values(encoder))
+        for variable, gradient in zip(encoder.trainable_variables, gradients, strict=True):
             gradient, path = np.asarray(gradient), canonical(variable.path)
             expect(bool(np.isfinite(gradient).all()), f"a finite gradient of {path}", "NaN or inf")
             # A key's bias moves all of a query's scores alike: softmax does not see it.
@@ -86,7 +80,7 @@ class _EncoderChecks(PartChecks):
             expect(not silent, f"{path} to matter to the features", "a gradient of zeros")
 
     def has_a_layout_that_fits(self):
-        encoder = self._built()
+        encoder = self._encoder
         paths = {canonical(v.path): v for v in encoder.trainable_variables}
         for pattern, axes in encoder.layout():
             found = [path for path in paths if matches(pattern, path)]
@@ -95,37 +89,55 @@ class _EncoderChecks(PartChecks):
                 rank = len(paths[path].shape)
                 expect(len(axes) == rank, f"{rank} axes for {path}", axes)
 
+    @functools.cached_property
+    def _encoder(self):
+        """One for all checks but that of bfloat16; none of them changes it."""
+        return self._built()
+
+    @functools.cached_property
+    def _features(self):
+        """Compiled: the features of x, as float32, at inference; other inputs by name."""
+        return _compiled(self._encoder)
+
+    @functools.cached_property
+    def _at_first(self):
+        return self._eager()
+
+    def _eager(self):
+        with quickly_compiled():
+            return np.asarray(self._encoder(self._x(1), training=False), "float32")
+
     def _built(self):
         encoder = self._make()
         if not encoder.built:
             encoder.build(None)
         return encoder
 
-    def _x(self, encoder, batch=2) -> np.ndarray:
+    def _x(self, batch) -> np.ndarray:
         raise NotImplementedError
 
 
 class _ImageEncoderChecks(_EncoderChecks):
     def sees_what_it_is_given(self):
         """With ids it sees those patches alone: of an image, or as patches that lie ready."""
-        encoder = self._built()
+        encoder = self._encoder
         if not getattr(encoder, "grid", None):
             return  # it tells no grid: it can't skip patches, and FLIP refuses to mask it
-        x = self._x(encoder)
+        x = self._x(4)
         tokens = encoder.grid[0] * encoder.grid[1]
         rng = np.random.default_rng(2)
         ids = np.sort([rng.permutation(tokens)[: tokens // 2] for _ in x], axis=1).astype("int32")
-        whole, part = np.asarray(encoder(x)), np.asarray(encoder(x, ids=ids))
-        patches = gather(patchify(x, encoder.patch_size), ids)
+        whole, part = self._features(x), self._features(x, ids=ids)
+        patches = np.asarray(gather(patchify(x, encoder.patch_size), ids))
         told = "the same features of an image with ids and of its patches gathered, to 1e-5"
-        expect_close(np.asarray(encoder(patches, ids=ids)), part, told)
+        expect_close(self._features(patches, ids=ids), part, told)
         expect(np.abs(whole - part).max() > 0, "other features of half the patches", "the same")
         everything = np.tile(np.arange(tokens, dtype="int32"), (len(x), 1))
         told = "all ids to mean the same as none, to 1e-5"
-        expect_close(np.asarray(encoder(x, ids=everything)), whole, told)
+        expect_close(self._features(x, ids=everything), whole, told)
 
-    def _x(self, encoder, batch=2):
-        height, width = sides(encoder.image_size)
+    def _x(self, batch):
+        height, width = sides(self._encoder.image_size)
         rng = np.random.default_rng(0)
         return rng.standard_normal((batch, height, width, 3)).astype("float32")
 
@@ -137,28 +149,47 @@ class _ImageEncoderChecks(_EncoderChecks):
 class _TextEncoderChecks(_EncoderChecks):
     def sees_what_it_is_given(self):
         """With `keep` it sees those tokens alone, each where it stands in the whole text."""
-        encoder = self._built()
-        x = self._x(encoder)
-        everything = np.tile(np.arange(encoder.length, dtype="int32"), (len(x), 1))
-        half = everything[:, : max(1, encoder.length // 2)]
+        x = self._x(4)
+        everything = np.tile(np.arange(self._encoder.length, dtype="int32"), (len(x), 1))
+        half = everything[:, : max(1, self._encoder.length // 2)]
         try:
-            whole, same = np.asarray(encoder(x)), np.asarray(encoder(x, keep=everything))
+            whole, same = self._features(x), self._features(x, keep=everything)
         except ConfigurationError:
             return  # it can't skip tokens, and says so
         expect_close(same, whole, "all tokens kept to mean the same as none dropped, to 1e-5")
-        part = np.asarray(encoder(x, keep=half))
+        part = self._features(x, keep=half)
         expect(np.abs(whole - part).max() > 0, "other features of half the tokens", "the same")
 
     def takes_every_id(self):
-        encoder = self._built()
-        ids = np.full((1, encoder.length), encoder.vocab - 1, "int32")
-        features = np.asarray(encoder(ids), "float32")
-        told = f"finite features of id {encoder.vocab - 1}, the last of its vocab"
+        last = self._encoder.vocab - 1
+        features = self._features(np.full((1, self._encoder.length), last, "int32"))
+        told = f"finite features of id {last}, the last of its vocab"
         expect(bool(np.isfinite(features).all()), told, short(features))
 
-    def _x(self, encoder, batch=2):
+    def _x(self, batch):
         rng = np.random.default_rng(0)
-        return rng.integers(1, encoder.vocab, (batch, encoder.length)).astype("int32")
+        shape = (batch, self._encoder.length)
+        return rng.integers(1, self._encoder.vocab, shape).astype("int32")
 
     def _model(self):
         return tiny(text=self._make(), masker=None, mask_ratio=0.0)
+
+
+def _values(encoder):
+    """What its variables hold: (trainable, others)."""
+    both = encoder.trainable_variables, encoder.non_trainable_variables
+    return tuple([v.value for v in variables] for variables in both)
+
+
+def _compiled(encoder):
+    """A function of x and of inputs by name: the features at inference as float32, from one program."""
+
+    @jax.jit
+    def program(values, x, inputs):
+        return encoder.stateless_call(*values, x, training=False, **inputs)[0]
+
+    def features(x, **inputs):
+        with quickly_compiled():
+            return np.asarray(program(_values(encoder), x, inputs), "float32")
+
+    return features

@@ -41,6 +41,7 @@ class _MaskerChecks(PartChecks):
         super().__init__(make)
         self._text, self._milliseconds = text, milliseconds
         self._grids = LENGTHS if text else GRIDS
+        self._made = {}  # what was built for a grid: building one takes longer than asking it
 
     def keeps_as_many_as_it_is_told(self):
         for grid in self._grids:
@@ -100,7 +101,8 @@ class _MaskerChecks(PartChecks):
         keras.config.set_dtype_policy("mixed_bfloat16")
         try:
             grid = (1, 300) if self._text else (16, 16)
-            (ids,) = self._drawn(grid, [(2, grid[0] * grid[1] // 2)], self._masker(grid))
+            masker = self._of(self._model(grid))
+            (ids,) = self._drawn(grid, [(2, grid[0] * grid[1] // 2)], masker)
         finally:
             keras.config.set_dtype_policy(before)
         told = "ids int32, ascending, none twice under mixed_bfloat16"
@@ -143,7 +145,13 @@ class _MaskerChecks(PartChecks):
         return tiny(text=text, tokenizer=tokenizer, masker=None, mask_ratio=0.0, **masked)
 
     def _masker(self, grid=None, side=2):
-        model = self._model(grid, side)
+        """One for all checks, which leave it as it is: they call it in a StatelessScope."""
+        key = grid or self._grids[0], side
+        if key not in self._made:
+            self._made[key] = self._of(self._model(*key))
+        return self._made[key]
+
+    def _of(self, model):
         return model.text_masker if self._text else model.masker
 
     def _call(self, masker, grid=None, keep=None):
@@ -167,7 +175,7 @@ class _MaskerChecks(PartChecks):
 
     def _ids(self, grid=None, keep=None, batch=5, step=0, content=0, masker=None):
         x, masker = self._x(grid, batch, content), masker or self._masker(grid)
-        with quickly_compiled():
+        with quickly_compiled(), keras.StatelessScope():
             return np.asarray(self._call(masker, grid, keep)(x, step))
 
 

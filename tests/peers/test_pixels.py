@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 import flipkit
+from flipkit import recipe
 
-PYTHON = pathlib.Path(__file__).parents[2] / ".venv-peer" / "bin" / "python"
+ROOT = pathlib.Path(__file__).parents[2]
+PYTHON = ROOT / ".venv-peer" / "bin" / "python"
+GOLDEN = ROOT.parent / "shared" / "golden"
 SIDE = 32  # pixels
 
 pytestmark = [
@@ -75,12 +78,44 @@ def write(folder: pathlib.Path) -> list[str]:
     return [str(folder / name) for name in made]
 
 
+def write_models(folder: pathlib.Path) -> dict[str, tuple[str, str]]:
+    """Writes models as each peer's files; returns {name: (what loads it there, its folder)}."""
+    run = recipe.load("clip_vitb")(scale="tiny", dtype="float32", towers="openai")
+    model = flipkit.FLIP.from_config(run.model.get_config())
+    model.build()
+    rng = np.random.default_rng(0)
+    for variable in model.image.trainable_variables:  # whatever is zero or one at first
+        variable.assign(np.asarray(variable) + 0.1 * rng.normal(size=variable.shape))
+    cases = {
+        "open_clip": (model, "open_clip", "shortest"),
+        "open_clip, squashed": (model, "open_clip", "squash"),
+        "transformers, CLIP": (model, "CLIPModel", "shortest"),
+    }
+    if GOLDEN.exists():
+        siglip = flipkit.load_pretrained(GOLDEN / "hf_siglip" / "base")
+        cases["transformers, SigLIP"] = siglip, "SiglipModel", "squash"
+    found = {}
+    for name, (model, library, mode) in cases.items():
+        model.preprocessing = flipkit.Preprocessing("half", resize_mode=mode)
+        place = str(folder / name)
+        kind = "open_clip" if library == "open_clip" else "huggingface"
+        flipkit.save_as(model, kind, place)
+        found[name] = library, place
+    return found
+
+
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-    """The folder of the files, and the peers' pixels of them."""
+def models(tmp_path_factory):
+    """Models as the peers' files: {name: (what loads it there, its folder)}."""
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def theirs(models, tmp_path_factory):
+    """The files, and the peers' pixels and embeddings of them."""
     folder = tmp_path_factory.mktemp("pictures")
-    out = folder.parent / "pixels.npz"
-    task = {"files": write(folder), "side": SIDE, "out": str(out)}
+    files, out = write(folder), str(folder.parent / "pixels.npz")
+    task = {"files": files, "side": SIDE, "models": models, "out": out}
     done = subprocess.run(
         [PYTHON, pathlib.Path(__file__).with_name("pixels.py")],
         input=json.dumps(task),
@@ -90,19 +125,20 @@ def theirs(tmp_path_factory):
         timeout=600,
     )
     assert not done.returncode, done.stderr[-3_000:]
-    return folder, np.load(out)
+    return [*map(pathlib.Path, files)], np.load(out)
 
 
 def test_pixels_are_the_peers_to_one_in_255(theirs):
-    folder, pixels = theirs
-    largest = {}
-    for key, expected in pixels.items():
+    files, pixels = theirs
+    largest, files = {}, {file.name: file for file in files}
+    for key in (key for key in pixels if "|" in key):
+        expected = pixels[key]
         peer, mode, interpolation, name = key.split("|")
         rule = "open_clip" if peer == "open_clip" else "transformers"
         prepare = flipkit.Preprocessing(
             "half", interpolation=interpolation, resize_mode=mode, rule=rule
         ).prepare
-        [found] = prepare([folder / name], SIDE)
+        [found] = prepare([files[name]], SIDE)
         # Of black and white pixels torchvision's integers make 2 here and there.
         most = 2.01 if name == "1.png" and peer in ("CLIP", "SigLIP") else 1.01
         apart = np.abs(found - expected).max()
@@ -110,3 +146,17 @@ def test_pixels_are_the_peers_to_one_in_255(theirs):
         largest[peer] = max(largest.get(peer, 0), float(apart))
     print(largest)
     assert largest.keys() == {"open_clip", "CLIP", "CLIPPil", "SigLIP"}
+
+
+def test_embeddings_of_files_are_the_peers(models, theirs):
+    """Each side with its own preprocessing, from the same model's files and the same pictures."""
+    files, found = theirs
+    largest = {}
+    for name, (_, place) in models.items():
+        expected = found[name]
+        embedded = flipkit.load_pretrained(place).encode_images(files)
+        assert np.std(expected, axis=0).max() > 0.01, name  # pictures are told apart
+        largest[name] = float(np.abs(np.asarray(embedded) - expected).max())
+    print(largest)
+    for name, apart in largest.items():
+        assert apart <= (1e-5 if name.startswith("open_clip") else 5e-3), largest
