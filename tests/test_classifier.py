@@ -55,15 +55,15 @@ def log_softmax(x):
 # The forward pass -----------------------------------------------------------------------------
 
 
-def test_logits_are_a_linear_map_of_the_towers_features(labelled):
+def test_logits_are_a_linear_map_of_the_towers_features(labelled, close):
     model, batch = made(), labelled()
     features = np.asarray(model.image(np.asarray(model.preprocessing.normalise(batch["image"]))))
     expected = features @ np.asarray(model.head.kernel) + np.asarray(model.head.bias)
     found = outputs(model, batch)
-    np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+    close(found["logits"], expected, ulps=64)
     np.testing.assert_array_equal(found["target"], np.eye(4)[batch["label"]])
     assert outputs(model, {"image": batch["image"]}).keys() == {"logits"}
-    np.testing.assert_allclose(model.classify(batch["image"]), expected, atol=1e-5)
+    close(model.classify(batch["image"]), expected, ulps=64)
     assert model.classify([]).shape == (0, 4)
 
 
@@ -84,7 +84,7 @@ def test_the_loss_is_the_cross_entropy_with_smoothed_targets(labelled):
 
 
 @pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_mixed_targets_tell_how_much_of_each_picture_is_there(alphas):
+def test_mixed_targets_tell_how_much_of_each_picture_is_there(alphas, close):
     """Of white and black pictures: what share of the pixels is white is the target."""
     model = made(classes=2, mixup=alphas[0], cutmix=alphas[1])
     x = np.repeat(np.float32([0, 1]), 2)[:, None, None, None] * np.ones((4, 16, 12, 3), "float32")
@@ -92,8 +92,8 @@ def test_mixed_targets_tell_how_much_of_each_picture_is_there(alphas):
     kinds, shares = set(), []
     for step in range(40):
         mixed, told = map(np.asarray, model._mixed(x, target, Seed(1, step)))
-        np.testing.assert_allclose(mixed.mean(axis=(1, 2, 3)), told[:, 1], atol=1e-5)
-        np.testing.assert_allclose(told.sum(1), 1, atol=1e-6)
+        close(mixed.mean(axis=(1, 2, 3)), told[:, 1], ulps=64)
+        close(told.sum(1), 1)
         boxed = np.isin(mixed, (0, 1)).all()
         kinds.add("cutmix" if boxed else "mixup")
         shares.append(told[0, 1])
@@ -139,12 +139,13 @@ def test_a_probe_trains_the_head_alone(labelled):
     assert int(model.step) == 30
 
 
-def test_the_norm_of_a_probe_makes_features_alike_and_has_no_parameters(labelled):
+def test_the_norm_of_a_probe_makes_features_alike_and_has_no_parameters(labelled, close):
     model, batch = made(tower="frozen", head_norm="batch"), labelled(batch=32)
     features = np.asarray(model.image(np.asarray(model.preprocessing.normalise(batch["image"]))))
     scaled = (features - features.mean(0)) / np.sqrt(features.var(0) + 1e-6)
     expected = scaled @ np.asarray(model.head.kernel)
-    np.testing.assert_allclose(outputs(model, batch, True)["logits"], expected, atol=1e-3)
+    # A feature of little spread is divided by it, and its rounding with it.
+    close(outputs(model, batch, True)["logits"], expected, ulps=1024)
     assert [v.path for v in model.norm.trainable_variables] == []
 
 

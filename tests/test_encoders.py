@@ -98,7 +98,7 @@ def texts():
 # The image tower ------------------------------------------------------------------------------
 
 
-def test_vit_is_its_parts_put_together(tower):
+def test_vit_is_its_parts_put_together(tower, close):
     x = images()
     patches = np.asarray(layers.patchify(x, 4), "float64")
     embedded = patches @ np.asarray(tower.patch_embed.kernel) + np.asarray(tower.patch_embed.bias)
@@ -108,29 +108,29 @@ def test_vit_is_its_parts_put_together(tower):
     hidden = np.concatenate([token, embedded], axis=1).astype("float32")
     expected = run(tower.norm, run(tower.blocks[0], hidden))
     found, pooled = tokens(tower, x)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(pooled, expected.mean(axis=1), atol=1e-5)
+    close(found, expected, ulps=64)
+    close(pooled, expected.mean(axis=1), ulps=64)
 
 
-def test_ids_select_patches_of_an_image(tower):
+def test_ids_select_patches_of_an_image(tower, close):
     x = images()
     patches = np.take_along_axis(np.asarray(layers.patchify(x, 4)), IDS[..., None], axis=1)
-    np.testing.assert_allclose(run(tower, x, ids=IDS), run(tower, patches, ids=IDS), atol=1e-6)
+    close(run(tower, x, ids=IDS), run(tower, patches, ids=IDS))
 
 
-def test_all_ids_are_no_ids(tower):
+def test_all_ids_are_no_ids(tower, close):
     every = np.tile(np.arange(16, dtype="int32"), (3, 1))
-    np.testing.assert_allclose(run(tower, images(), ids=every), run(tower, images()), atol=1e-6)
+    close(run(tower, images(), ids=every), run(tower, images()))
 
 
-def test_patches_without_ids_are_all_patches(tower):
+def test_patches_without_ids_are_all_patches(tower, close):
     patches = np.asarray(layers.patchify(images(), 4))
-    np.testing.assert_allclose(run(tower, patches), run(tower, images()), atol=1e-6)
+    close(run(tower, patches), run(tower, images()))
 
 
-def test_the_order_of_ids_does_not_matter_but_their_positions_do(tower):
+def test_the_order_of_ids_does_not_matter_but_their_positions_do(tower, close):
     found = run(tower, images(), ids=IDS)
-    np.testing.assert_allclose(run(tower, images(), ids=IDS[:, ::-1].copy()), found, atol=1e-5)
+    close(run(tower, images(), ids=IDS[:, ::-1].copy()), found, ulps=64)
     patches = np.take_along_axis(np.asarray(layers.patchify(images(), 4)), IDS[..., None], axis=1)
     moved = run(tower, patches, ids=(IDS + 1) % 16)
     assert np.abs(moved - found).max() > 1e-3
@@ -148,14 +148,14 @@ def test_the_order_of_ids_does_not_matter_but_their_positions_do(tower):
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_pools_of_the_image_tower_by_name(changes, pooling):
+def test_pools_of_the_image_tower_by_name(changes, pooling, close):
     layer = vit(**changes)
     found, pooled = tokens(layer, images(), ids=IDS)
     assert found.shape == (3, 4 + layer.class_token, 16)
-    np.testing.assert_allclose(pooled, pooling(found), atol=1e-6)
+    close(pooled, pooling(found))
 
 
-def test_norm_after_the_pool_sees_the_pooled_token_alone():
+def test_norm_after_the_pool_sees_the_pooled_token_alone(close):
     layer = vit(final_norm="after_pool", pool="mean_patches")
     found, pooled = tokens(layer, images())
     assert found.shape == pooled.shape == (3, 16)
@@ -167,20 +167,20 @@ def test_norm_after_the_pool_sees_the_pooled_token_alone():
         run(vit(final_norm=place, pool="class"), images())
         for place in ("after_pool", "before_pool")
     )
-    np.testing.assert_allclose(first, second, atol=1e-5)
+    close(first, second, ulps=64)
 
 
-def test_a_norm_before_the_blocks_takes_away_the_scale_of_what_comes_in():
+def test_a_norm_before_the_blocks_takes_away_the_scale_of_what_comes_in(close):
     layer = vit(pre_norm=True, positions="learned", class_token=False, patch_bias=False)
     assert layer.first_norm.gamma.path == "image/pre_norm/gamma"
     assert not layer.patch_embed.use_bias
     found = run(layer, images())
     for variable in (layer.patch_embed.kernel, layer.position):
         variable.assign(np.asarray(variable) * 8)
-    np.testing.assert_allclose(run(layer, images()), found, atol=1e-4)
+    close(run(layer, images()), found, ulps=256)
 
 
-def test_the_class_token_may_have_a_position_the_first_row():
+def test_the_class_token_may_have_a_position_the_first_row(close):
     layer = vit(class_position=True, positions="learned", pool="class")
     assert layer.position.shape == (17, 16)
     bare = vit(positions="learned", pool="class")
@@ -191,12 +191,10 @@ def test_the_class_token_may_have_a_position_the_first_row():
     bare.token.assign(np.asarray(layer.token) + np.asarray(layer.position)[0])
     bare.position.assign(np.asarray(layer.position)[1:])
     for ids in (None, IDS):
-        np.testing.assert_allclose(
-            run(layer, images(), ids=ids), run(bare, images(), ids=ids), atol=1e-6
-        )
+        close(run(layer, images(), ids=ids), run(bare, images(), ids=ids))
 
 
-def test_the_attention_pool_is_its_formula():
+def test_the_attention_pool_is_its_formula(close):
     layer = vit(pool="map", class_token=False, mlp_dim=24)
     pool = layer.attention_pool
     found, pooled = tokens(layer, images())
@@ -219,7 +217,7 @@ def test_the_attention_pool_is_its_formula():
     x = np.concatenate(heads, axis=1) @ np.asarray(out.kernel) + np.asarray(out.bias)
     normed = run(pool.norm, x.astype("float32"))
     expected = x + run(pool.mlp, normed[:, None])[:, 0]
-    np.testing.assert_allclose(pooled, expected, atol=2e-5)
+    close(pooled, expected, ulps=64)
     assert pool.mlp.hidden == 24
 
 
@@ -243,18 +241,18 @@ def test_learned_positions_are_a_variable_for_each_patch():
     np.testing.assert_array_equal(changed, np.any(IDS == 7, axis=1))
 
 
-def test_images_may_be_taller_than_wide():
+def test_images_may_be_taller_than_wide(close):
     layer = vit(image_size=(16, 8))
     assert layer.grid == (4, 2)
     assert layer.patches == 8
     x = images(height=16, width=8)
     np.testing.assert_array_equal(layer.position, layers.sincos_positions((4, 2), 16))
     patches = np.asarray(layers.patchify(x, 4))
-    np.testing.assert_allclose(run(layer, x), run(layer, patches), atol=1e-6)
+    close(run(layer, x), run(layer, patches))
 
 
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
-def test_a_picture_of_another_size_has_resampled_positions(positions):
+def test_a_picture_of_another_size_has_resampled_positions(positions, close):
     layer = vit(positions=positions, class_position=positions == "learned")
     smaller = vit(image_size=(8, 12), positions="learned", class_position=positions == "learned")
     own = np.asarray(layer.position)
@@ -266,11 +264,9 @@ def test_a_picture_of_another_size_has_resampled_positions(positions):
     smaller.position.assign(np.concatenate([first, table]))
     x = images(height=8, width=12)
     expected = np.asarray(smaller(x))
-    np.testing.assert_allclose(np.asarray(layer(x, grid=(2, 3))), expected, atol=1e-5)
+    close(np.asarray(layer(x, grid=(2, 3))), expected, ulps=64)
     ids = np.array([[0, 4], [1, 2], [3, 5]], "int32")
-    np.testing.assert_allclose(
-        np.asarray(layer(x, ids=ids, grid=(2, 3))), np.asarray(smaller(x, ids=ids)), atol=1e-5
-    )
+    close(np.asarray(layer(x, ids=ids, grid=(2, 3))), np.asarray(smaller(x, ids=ids)), ulps=64)
 
 
 def test_learned_positions_of_another_grid_get_a_gradient():
@@ -321,12 +317,12 @@ def test_drop_path_grows_with_depth():
 # The text tower -------------------------------------------------------------------------------
 
 
-def test_the_text_tower_is_its_parts_put_together(texts):
+def test_the_text_tower_is_its_parts_put_together(texts, close):
     hidden = np.asarray(texts.table)[TEXT] + np.asarray(texts.position)
     expected = run(texts.norm, run(texts.blocks[0], hidden))
     found, pooled = tokens(texts, TEXT)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(pooled, expected[:, 0], atol=1e-5)
+    close(found, expected, ulps=64)
+    close(pooled, expected[:, 0], ulps=64)
 
 
 @pytest.mark.parametrize(
@@ -343,10 +339,10 @@ def test_the_text_tower_is_its_parts_put_together(texts):
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_pools_of_the_text_tower_by_name(texts, changes, pooling):
+def test_pools_of_the_text_tower_by_name(texts, changes, pooling, close):
     layer = like(flipkit.TextTransformer(32, 6, **SMALL, **changes), texts)
     found, pooled = tokens(layer, TEXT)
-    np.testing.assert_allclose(pooled, pooling(found), atol=1e-6)
+    close(pooled, pooling(found))
 
 
 def test_a_text_without_words_is_pooled_to_zeros(texts):
@@ -354,7 +350,7 @@ def test_a_text_without_words_is_pooled_to_zeros(texts):
     np.testing.assert_array_equal(run(layer, np.zeros((2, 6), "int32")), 0)
 
 
-def test_padding_is_seen_unless_it_is_masked(texts):
+def test_padding_is_seen_unless_it_is_masked(texts, close):
     other = np.where(TEXT == 0, 20, TEXT)
     other[2] = TEXT[2]
     padded = [0, 1]
@@ -364,50 +360,50 @@ def test_padding_is_seen_unless_it_is_masked(texts):
     before = run(masking, TEXT)
     moved[0] += 1  # what padding looks like
     masking.table.assign(moved)
-    np.testing.assert_allclose(run(masking, TEXT), before, atol=1e-6)
-    np.testing.assert_allclose(before[2], run(texts, TEXT)[2], atol=1e-5)  # it has no padding
+    close(run(masking, TEXT), before)
+    close(before[2], run(texts, TEXT)[2], ulps=64)  # it has no padding
 
 
-def test_padding_may_have_another_id(texts):
+def test_padding_may_have_another_id(texts, close):
     swap = np.array([1, 0, *range(2, 32)])  # 0 is a word now, and 1 padding
     for options in ({"mask_padding": True}, {"pool": "mean"}):
         plain = like(flipkit.TextTransformer(32, 6, **SMALL, **options), texts)
         other = like(flipkit.TextTransformer(32, 6, **SMALL, **options, padding=1), texts)
         other.table.assign(np.asarray(texts.table)[swap])
         found = run(other, swap[TEXT].astype("int32"))
-        np.testing.assert_allclose(found, run(plain, TEXT), atol=1e-6)
+        close(found, run(plain, TEXT))
 
 
-def test_a_later_token_changes_nothing_before_it_if_causal(texts):
+def test_a_later_token_changes_nothing_before_it_if_causal(texts, close):
     other = TEXT.copy()
     other[:, 4:] = 11
     causal = like(flipkit.TextTransformer(32, 6, **SMALL, causal=True), texts)
     before, after = (tokens(causal, ids)[0] for ids in (TEXT, other))
-    np.testing.assert_allclose(after[:, :4], before[:, :4], atol=1e-6)
+    close(after[:, :4], before[:, :4])
     assert np.abs(after[:, 4:] - before[:, 4:]).max() > 1e-3
     assert np.abs(run(texts, other) - run(texts, TEXT)).max() > 1e-3
 
 
-def test_a_causal_eos_pool_ignores_what_follows(texts):
+def test_a_causal_eos_pool_ignores_what_follows(texts, close):
     causal = like(flipkit.TextTransformer(32, 6, **SMALL, causal=True, pool="eos", eos=2), texts)
     text = np.array([[5, 9, 2, 0, 0, 0], [5, 9, 2, 8, 2, 7]], "int32")
     first, second = run(causal, text)
-    np.testing.assert_allclose(first, second, atol=1e-6)
+    close(first, second)
 
 
-def test_keep_selects_tokens_with_their_positions(texts):
+def test_keep_selects_tokens_with_their_positions(texts, close):
     keep = np.array([[0, 2, 3], [0, 1, 4], [1, 2, 5]], "int32")
     hidden = np.asarray(texts.table)[TEXT] + np.asarray(texts.position)
     hidden = np.take_along_axis(hidden, keep[..., None], axis=1)
     found, _ = tokens(texts, TEXT, keep=keep)
     expected = run(texts.norm, run(texts.blocks[0], hidden))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    close(found, expected, ulps=64)
     every = np.tile(np.arange(6, dtype="int32"), (3, 1))
-    np.testing.assert_allclose(run(texts, TEXT, keep=every), run(texts, TEXT), atol=1e-6)
+    close(run(texts, TEXT, keep=every), run(texts, TEXT))
 
 
 @pytest.mark.parametrize("eos", [None, 30])
-def test_the_end_that_is_pooled_is_kept_whatever_the_masker_says(texts, eos):
+def test_the_end_that_is_pooled_is_kept_whatever_the_masker_says(texts, eos, close):
     tower = like(flipkit.TextTransformer(32, 6, **SMALL, pool="eos", eos=eos), texts)
     text = np.array([[5, 9, 8, 30, 0, 0], [30, 9, 8, 2, 3, 0], [5, 9, 8, 7, 2, 30]], "int32")
     without = np.array([[0, 1, 4], [2, 3, 5], [1, 2, 4]], "int32")
@@ -415,24 +411,22 @@ def test_the_end_that_is_pooled_is_kept_whatever_the_masker_says(texts, eos):
     kept = run(tower, text, keep=holding)
     np.testing.assert_array_equal(run(tower, text, keep=without), kept)
     hidden, _ = tokens(texts, text, keep=holding)
-    np.testing.assert_allclose(kept, hidden[[0, 1, 2], [2, 0, 2]], atol=1e-5)
+    close(kept, hidden[[0, 1, 2], [2, 0, 2]], ulps=64)
 
 
-def test_masked_padding_stays_masked_among_kept_tokens(texts):
+def test_masked_padding_stays_masked_among_kept_tokens(texts, close):
     masking = like(flipkit.TextTransformer(32, 6, **SMALL, mask_padding=True, pool="mean"), texts)
     text = np.array([[5, 9, 0, 0, 0, 0]], "int32")
     few, many = (np.array([ids], "int32") for ids in ([0, 1], [0, 1, 4, 5]))
-    np.testing.assert_allclose(
-        run(masking, text, keep=many), run(masking, text, keep=few), atol=1e-6
-    )
+    close(run(masking, text, keep=many), run(masking, text, keep=few))
 
 
-def test_a_text_may_be_shorter_than_the_longest(texts):
+def test_a_text_may_be_shorter_than_the_longest(texts, close):
     found, _ = tokens(texts, TEXT[:, :4])
     assert found.shape == (3, 4, 16)
     hidden = np.asarray(texts.table)[TEXT[:, :4]] + np.asarray(texts.position)[:4]
     expected = run(texts.norm, run(texts.blocks[0], hidden))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    close(found, expected, ulps=64)
 
 
 def test_an_unknown_pool_is_answered_with_the_nearest():
@@ -537,13 +531,11 @@ def test_the_config_tells_everything(layer):
     assert again.get_config() == layer.get_config()
 
 
-def test_towers_work_in_functional_keras_models(tower, texts):
+def test_towers_work_in_functional_keras_models(tower, texts, close):
     x, ids = keras.Input((16, 16, 3)), keras.Input((4,), dtype="int32")
     model = keras.Model([x, ids], tower(x, ids=ids))
     assert model.output.shape == (None, 16)
-    np.testing.assert_allclose(
-        model.predict([images(), IDS], verbose=0), run(tower, images(), ids=IDS), atol=1e-5
-    )
+    close(model.predict([images(), IDS], verbose=0), run(tower, images(), ids=IDS), ulps=64)
     text, keep = keras.Input((6,), dtype="int32"), keras.Input((3,), dtype="int32")
     assert keras.Model([text, keep], texts(text, keep=keep)).output.shape == (None, 16)
 

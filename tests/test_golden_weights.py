@@ -103,6 +103,11 @@ def close(found, expected, name, **tolerance):
     np.testing.assert_allclose(found, expected, rtol=0, **tolerance, err_msg=name)
 
 
+def close_to_its_size(found, expected, name):
+    """Two blocks round some hundred sums one after the other: what is allowed is 1e-5 of the largest."""
+    close(found, expected, name, atol=1e-5 * np.abs(expected).max())
+
+
 def check_gradients(model, folder, gradient, expected):
     """Every recorded gradient within 3e-5 of the tensor's largest, as the READMEs suggest."""
     theirs = {
@@ -140,7 +145,7 @@ def test_open_clips_features_logits_losses_and_gradients(load, variant, mode):
     )
     for tower in ("image", "text"):
         close(found[tower], expected[f"{tower}_features_norm"], tower, atol=2e-6)
-        close(found[f"{tower}_features"], expected[f"{tower}_features"], tower, atol=5e-5)
+        close_to_its_size(found[f"{tower}_features"], expected[f"{tower}_features"], tower)
     close(found["scale"], expected["logit_scale_exp"], "scale", atol=2e-6 * found["scale"])
     close(found["logits"], expected["logits_per_image"], "logits", atol=4e-6 * found["scale"])
     grads = np.load(folder / "grads.npz")
@@ -158,11 +163,11 @@ def test_transformers_features_logits_loss_and_gradients(load, folder):
     found = outputs(model, inputs["pixel_values"], inputs["input_ids"].astype("int32"), bias=0.0)
     for ours, theirs in (("image", "vision"), ("text", "text")):
         close(found[ours], expected[f"{ours}_embeds"], ours, atol=2e-6)
-        close(found[f"{ours}_features"], expected[f"{ours}_features"], ours, atol=5e-5)
+        close_to_its_size(found[f"{ours}_features"], expected[f"{ours}_features"], ours)
         if "clip" in folder:  # with SigLIP's pooling head and its text head, the features again
             pooled = expected[f"{theirs}_pooled"]
             key = f"{ours}_features" if "siglip" in folder else f"{ours}_pooled"
-            close(found[key], pooled, theirs, atol=5e-5)
+            close_to_its_size(found[key], pooled, theirs)
     close(found["logits"], expected["logits_per_image"], "logits", atol=4e-6 * found["scale"])
     loss = "sigmoid" if "siglip" in folder else "contrastive"
     close(found[loss], expected["loss"], "loss", atol=1e-5)

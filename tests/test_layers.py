@@ -77,19 +77,19 @@ def mae_positions(rows, columns, dim):
 
 
 @pytest.mark.parametrize(("grid", "dim"), [((3, 3), 8), ((2, 5), 16), ((14, 14), 32)])
-def test_sincos_positions_are_maes(grid, dim):
+def test_sincos_positions_are_maes(grid, dim, close):
     found = layers.sincos_positions(grid, dim)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, mae_positions(*grid, dim), atol=1e-6)
+    close(found, mae_positions(*grid, dim))
 
 
 @pytest.mark.parametrize(("size", "new_size"), [(14, 14), (4, 9), (14, 6), (7, 1), (1, 3)])
-def test_resampling_is_the_antialiased_cubic_of_jax(size, new_size):
+def test_resampling_is_the_antialiased_cubic_of_jax(size, new_size, close):
     line = np.random.default_rng(0).normal(size=(size, 2)).astype("float32")
     expected = jax.image.resize(line, (new_size, 2), "cubic", antialias=True)
     matrix = layers.resampling(size, new_size)
     np.testing.assert_allclose(matrix.sum(axis=1), 1)
-    np.testing.assert_allclose(matrix @ line, expected, atol=1e-5)
+    close(matrix @ line, expected, ulps=64)
 
 
 def test_resampled_positions_lie_where_they_lay_in_the_picture():
@@ -469,7 +469,7 @@ def scrambled(layer):
 
 
 @pytest.mark.parametrize("layer_scale", [None, 1e-5])
-def test_a_block_is_its_formula(layer_scale):
+def test_a_block_is_its_formula(layer_scale, close):
     block = scrambled(
         layers.TransformerBlock(8, 2, mlp_dim=12, causal=True, layer_scale=layer_scale)
     )
@@ -484,7 +484,7 @@ def test_a_block_is_its_formula(layer_scale):
     hidden = layer_norm(expected, block.mlp_norm) @ up + up_bias
     hidden = hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3))) / 2
     expected = expected + factors[1] * (hidden @ down + down_bias)
-    np.testing.assert_allclose(run(block, x), expected, atol=1e-5)
+    close(run(block, x), expected, ulps=64)
 
 
 def test_the_mlp_is_four_times_as_wide_unless_told():

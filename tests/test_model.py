@@ -326,23 +326,23 @@ def test_a_loss_needs_pairs(plain, pairs):
         plain.compute_loss(y_pred=embedded)
 
 
-def test_either_tower_embeds_alone(plain, pairs):
+def test_either_tower_embeds_alone(plain, pairs, close):
     batch = pairs()
     both = outputs(plain, batch)
     for name in ("image", "text"):
         alone = outputs(plain, {name: batch[name]})
         assert_same(alone, {name: both[name]}, atol=1e-6)
         assert both[name].dtype == np.float32
-        np.testing.assert_allclose(np.linalg.norm(both[name], axis=1), 1, atol=1e-5)
+        close(np.linalg.norm(both[name], axis=1), 1, ulps=64)
 
 
-def test_pixels_are_normalised_as_the_preprocessing_says(plain, pairs):
+def test_pixels_are_normalised_as_the_preprocessing_says(plain, pairs, close):
     batch = pairs(2)
     pixels = (batch["image"] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     features = np.asarray(plain.image(pixels.astype("float32")))
     embedded = features @ np.asarray(plain.image_projection.kernel)
     embedded /= np.linalg.norm(embedded, axis=1, keepdims=True)
-    np.testing.assert_allclose(outputs(plain, batch)["image"], embedded, atol=1e-5)
+    close(outputs(plain, batch)["image"], embedded, ulps=64)
 
 
 def test_a_zero_vector_stays_finite(plain):
@@ -353,15 +353,15 @@ def test_a_zero_vector_stays_finite(plain):
     assert np.isfinite(gradient).all()
 
 
-def test_predict_and_encode_agree(trained):
+def test_predict_and_encode_agree(trained, close):
     found = trained.model.predict(trained.batch, verbose=0)
     expected = outputs(trained.model, trained.batch)
     assert_same(found, expected, atol=1e-6)
     images = trained.model.encode_images(trained.batch["image"])
-    np.testing.assert_allclose(images, expected["image"], atol=1e-6)
+    close(images, expected["image"])
 
 
-def test_images_are_encoded_from_paths_bytes_pillow_and_arrays(trained, tmp_path):
+def test_images_are_encoded_from_paths_bytes_pillow_and_arrays(trained, tmp_path, close):
     pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 3), "uint8")
     image = Image.fromarray(pixels)
     data = io.BytesIO()
@@ -372,22 +372,22 @@ def test_images_are_encoded_from_paths_bytes_pillow_and_arrays(trained, tmp_path
     assert found.shape == (5, 8)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.tile(found[:1], (5, 1)))
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    close(np.linalg.norm(found, axis=1), 1, ulps=64)
 
 
-def test_texts_are_encoded_by_the_models_own_tokenizer(trained):
+def test_texts_are_encoded_by_the_models_own_tokenizer(trained, close):
     found = trained.model.encode_texts(CAPTIONS)
     ids = trained.model.tokenizer(CAPTIONS, 6)
-    np.testing.assert_allclose(found, outputs(trained.model, {"text": ids})["text"], atol=1e-6)
+    close(found, outputs(trained.model, {"text": ids})["text"])
     one = trained.model.encode_texts(CAPTIONS[1])
-    np.testing.assert_allclose(one, found[1:2], atol=1e-6)
+    close(one, found[1:2])
     assert trained.model.encode_texts(iter(CAPTIONS)).shape == (3, 8)
 
 
-def test_encoding_in_parts_is_encoding_at_once(trained):
+def test_encoding_in_parts_is_encoding_at_once(trained, close):
     texts = [caption[i:] for caption in CAPTIONS for i in range(5)]
     whole, parts = (trained.model.encode_texts(texts, batch_size=n) for n in (256, 4))
-    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    close(parts, whole)
 
 
 def test_nothing_is_encoded_to_no_rows(trained):
@@ -495,7 +495,7 @@ def test_the_sigmoid_loss_is_refused_without_a_bias(tiny):
         tiny().compile("adamw", "sigmoid")
 
 
-def test_heads_are_linear_affine_or_none(tiny, pairs):
+def test_heads_are_linear_affine_or_none(tiny, pairs, close):
     model = tiny(image={"dim": 8}, image_head=None, text_head="affine")
     model.build()
     assert model.image_projection is None
@@ -507,7 +507,7 @@ def test_heads_are_linear_affine_or_none(tiny, pairs):
     text = np.asarray(model.text(batch["text"])) @ np.asarray(model.text_projection.kernel)
     for key, features in (("image", image), ("text", text + np.arange(8))):
         unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-        np.testing.assert_allclose(outputs[key], unit, atol=1e-5)
+        close(outputs[key], unit, ulps=64)
     with pytest.raises(ConfigurationError, match=r"Expected 8 of them.*dim=16"):
         tiny(image_head=None)
     with pytest.raises(ConfigurationError, match="Unknown head for text_projection: 'mlp'"):

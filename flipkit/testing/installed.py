@@ -1,5 +1,6 @@
 """What is installed put through its checks: `python -m flipkit.plugins --check`."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -74,9 +75,13 @@ def check_installed(
         UnknownName: nothing installed has one of the names.
     """
     known: dict = {}  # what serves several names is checked once
+    begun: list = []  # while one's process works, the quick checks of the next are run
     for component in chosen(plugins.listing(*kinds), names):
         started(component)
-        yield _verdict(component, known)
+        begun.append((component, _begin(component, known)))
+        if len(begun) > 1:
+            yield _end(*begun.pop(0))
+    yield from (_end(*left) for left in begun)
 
 
 def chosen(components: list[plugins.Component], names) -> list[plugins.Component]:
@@ -102,7 +107,8 @@ def chosen(components: list[plugins.Component], names) -> list[plugins.Component
     ]
 
 
-def _verdict(component, known) -> Verdict:
+def _begin(component, known):
+    """The verdict on a component, or a _Judgement that will give it."""
     if component.kind not in CHECKS:
         return Verdict(component, "not checked", f"there are no checks of {component.kind}")
     status, _, why = component.status.partition(": ")
@@ -117,44 +123,77 @@ def _verdict(component, known) -> Verdict:
         if own.status == "failed":
             return Verdict(component, "broken", own.message, (own,))
     if (component.kind, make) not in known:
+        known[component.kind, make] = _Judgement(component, make)
+    return known[component.kind, make]
+
+
+def _end(component, found) -> Verdict:
+    if isinstance(found, _Judgement):
+        found = found.verdict
+    return dataclasses.replace(found, component=component)
+
+
+class _Judgement:
+    """Begins the checks of what `make` makes; `verdict` runs those that wait for a fresh process."""
+
+    def __init__(self, component, make):
+        self._component, self._outcomes, self._left, self._seconds = component, [], [], 0.0
+        with self._timed():
+            self._early = self._run_quick(make)
+
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """The verdict, once all is known."""
+        with self._timed():
+            found = self._early or self._judge()
+        several = len(found.outcomes) > 1
+        took = f" in {self._seconds:.0f} s" if several else ""
+        return dataclasses.replace(found, detail=found.detail + took)
+
+    def _run_quick(self, make) -> Verdict | None:
+        """The verdict where nothing more needs to be run."""
+        has_example = hasattr(make, "example")
+        try:
+            inspect.signature(make.example if has_example else make).bind()
+        except TypeError as error:
+            return Verdict(self._component, "not checked", f"{error}; {HINT}")
+        except ValueError:
+            pass  # of something written in C, of which the first check tells
+        try:
+            checks = CHECKS[self._component.kind](make)
+        except ConfigurationError as error:  # its class expects a check to fail that there isn't
+            outcome = Outcome("expected_failures", "failed", str(error), error)
+            return Verdict(self._component, "fails", "its expected_failures", (outcome,))
+        for place, check in enumerate(checks):
+            if check.slow:
+                self._left = checks[place:]
+                return None
+            (outcome,) = run([check])
+            # Whether it is the first time that anything is done with it.
+            unused = not any(o.check not in vars(Checks) for o in self._outcomes)
+            refused = isinstance(outcome.error, FlipkitError)
+            if refused and unused and not has_example:
+                return Verdict(self._component, "not checked", f"{outcome.error}; {HINT}")
+            self._outcomes.append(outcome)
+            if check.name == "is_made_without_arguments":
+                if outcome.status == "failed":
+                    return Verdict(self._component, "broken", outcome.message, (outcome,))
+                checks[-1].begin()
+        return None
+
+    def _judge(self) -> Verdict:
+        outcomes = (*self._outcomes, *run(self._left))
+        ended = [outcome.status for outcome in outcomes]
+        if failed := ended.count("failed"):
+            told = f"{failed} of {len(ended)} checks"
+            return Verdict(self._component, "fails", told, outcomes)
+        detail = f"{ended.count('passed')} checks"
+        if expected := ended.count("expected failure"):
+            detail += f", {expected} more {'fails' if expected == 1 else 'fail'} on purpose,"
+        return Verdict(self._component, "conforms", detail, outcomes)
+
+    @contextlib.contextmanager
+    def _timed(self):
         start = time.monotonic()
-        verdict = _judged(component, make)
-        took = f" in {time.monotonic() - start:.0f} s" if len(verdict.outcomes) > 1 else ""
-        known[component.kind, make] = dataclasses.replace(verdict, detail=verdict.detail + took)
-    return dataclasses.replace(known[component.kind, make], component=component)
-
-
-def _judged(component, make) -> Verdict:
-    """The verdict on what `make` makes."""
-    has_example = hasattr(make, "example")
-    try:
-        inspect.signature(make.example if has_example else make).bind()
-    except TypeError as error:
-        return Verdict(component, "not checked", f"{error}; {HINT}")
-    except ValueError:
-        pass  # of something written in C, of which the first check tells
-    try:
-        checks = CHECKS[component.kind](make)
-    except ConfigurationError as error:  # its class expects a check to fail that there isn't
-        outcome = Outcome("expected_failures", "failed", str(error), error)
-        return Verdict(component, "fails", "its expected_failures", (outcome,))
-    outcomes = []
-    for check in checks:
-        (outcome,) = run([check])
-        # Whether it is the first time that anything is done with it.
-        unused = not any(o.check not in vars(Checks) for o in outcomes)
-        refused = isinstance(outcome.error, FlipkitError)
-        if refused and unused and not has_example:
-            return Verdict(component, "not checked", f"{outcome.error}; {HINT}")
-        outcomes.append(outcome)
-        if check.name == "is_made_without_arguments":
-            if outcome.status == "failed":
-                return Verdict(component, "broken", outcome.message, (outcome,))
-            checks[-1].begin()
-    ended = [outcome.status for outcome in outcomes]
-    if failed := ended.count("failed"):
-        return Verdict(component, "fails", f"{failed} of {len(ended)} checks", tuple(outcomes))
-    detail = f"{ended.count('passed')} checks"
-    if expected := ended.count("expected failure"):
-        detail += f", {expected} more {'fails' if expected == 1 else 'fail'} on purpose,"
-    return Verdict(component, "conforms", detail, tuple(outcomes))
+        yield
+        self._seconds += time.monotonic() - start

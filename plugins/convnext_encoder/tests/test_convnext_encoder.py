@@ -11,6 +11,7 @@ from flipkit_convnext_encoder import ConvNeXt, ConvNeXtBlock
 
 import flipkit
 from flipkit import testing
+from flipkit.testing.check import expect_close
 
 small = functools.partial(ConvNeXt, 4, (1, 1), 16)
 
@@ -80,7 +81,7 @@ def test_a_block_computes_what_the_paper_draws():
     y = y @ values["up/kernel"] + values["up/bias"]
     y = y * (1 + np.vectorize(math.erf)(y / math.sqrt(2))) / 2
     y = (y @ values["down/kernel"] + values["down/bias"]) * values["gamma"]
-    np.testing.assert_allclose(np.asarray(block(x[None]))[0], x + y, atol=1e-4)
+    expect_close(np.asarray(block(x[None]))[0], x + y, "the paper's block")
 
 
 def test_a_mask_is_refused(model):
@@ -103,12 +104,12 @@ def test_what_a_row_skips_does_not_depend_on_its_batch():
     block.build(x.shape)
     with flipkit.random.seed_scope(flipkit.Seed(0)):
         whole, half = (np.asarray(block(rows, training=True)) for rows in (x, x[:16]))
-    np.testing.assert_allclose(half, whole[:16], atol=1e-6)
+    expect_close(half, whole[:16], "the rows of a larger batch", 1e-6)
     skipped = (whole == x).all(axis=(1, 2, 3))
     assert 8 < skipped.sum() < 24
     # Those that don't skip it go through twice as strongly.
     branch = np.asarray(block(x)) - x
-    np.testing.assert_allclose((whole - x)[~skipped], 2 * branch[~skipped], atol=1e-5)
+    expect_close((whole - x)[~skipped], 2 * branch[~skipped], "twice the branch")
 
 
 def test_rates_grow_from_the_first_block_to_the_last():

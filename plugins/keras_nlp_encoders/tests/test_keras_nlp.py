@@ -17,6 +17,7 @@ from flipkit_keras_nlp.encoders import KerasNLPImage, KerasNLPText
 from flipkit_keras_nlp.tokenizers import KerasNLPTokenizer
 
 import flipkit
+from flipkit.testing.check import expect_close
 
 keras_nlp = pytest.importorskip("keras_nlp", reason="needs keras-nlp: pip install keras-nlp")
 
@@ -102,7 +103,7 @@ def test_an_image_tower_gives_the_presets_features(made, pixels, kind):
     assert (tower.dim, tower.image_size, tower.patch_size, tower.grid) == (16, (16, 16), 4, (4, 4))
     tower.build()
     expected = expected_images(backbone, kind, pixels)
-    np.testing.assert_allclose(np.asarray(tower(pixels)), expected, atol=1e-5)
+    expect_close(np.asarray(tower(pixels)), expected, "the preset's features")
 
 
 @pytest.mark.parametrize("kind", ["vit", "clip", "siglip"])
@@ -112,17 +113,19 @@ def test_patches_are_embedded_as_the_whole_image_is(made, pixels, kind):
     tower.build()
     patches = flipkit.layers.patchify(pixels, 4)
     whole = np.asarray(tower(pixels))
-    np.testing.assert_allclose(np.asarray(tower(patches)), whole, atol=1e-5)
+    expect_close(np.asarray(tower(patches)), whole, "the whole image's features")
     everything = np.tile(np.arange(16, dtype="int32"), (3, 1))
-    np.testing.assert_allclose(np.asarray(tower(patches, ids=everything)), whole, atol=1e-5)
+    expect_close(np.asarray(tower(patches, ids=everything)), whole, "the whole image's features")
     # Transformers know no order: shuffled patches with their ids give the same feature.
     order = np.random.default_rng(3).permutation(16)
     shuffled = np.asarray(patches)[:, order], everything[:, order]
-    np.testing.assert_allclose(np.asarray(tower(shuffled[0], ids=shuffled[1])), whole, atol=1e-5)
+    expect_close(
+        np.asarray(tower(shuffled[0], ids=shuffled[1])), whole, "the whole image's features"
+    )
     some = np.array([[0, 3, 9], [1, 2, 15], [4, 5, 6]], "int32")
     kept = np.take_along_axis(np.asarray(patches), some[..., None], axis=1)
     found = np.asarray(tower(kept, ids=some))
-    np.testing.assert_allclose(found, np.asarray(tower(pixels, ids=some)), atol=1e-6)
+    expect_close(found, np.asarray(tower(pixels, ids=some)), "the image's features", 1e-6)
     assert np.abs(found - whole).max() > 1e-3
 
 
@@ -138,7 +141,7 @@ def test_a_text_tower_gives_the_presets_features(made, ids, kind):
     else:
         expected = np.asarray(backbone.text_encoder({"token_ids": ids}))
         expected = expected[np.arange(3), ids.argmax(1)] if kind == "clip" else expected
-    np.testing.assert_allclose(np.asarray(tower(ids)), np.asarray(expected), atol=1e-5)
+    expect_close(np.asarray(tower(ids)), np.asarray(expected), "the preset's features")
     if kind == "bert":
         for pool in ("first", "mean", "eos"):
             tower.pool = pool
