@@ -219,7 +219,9 @@ def three(offer):
 )
 def test_what_is_checked_can_be_chosen(three, capsys, monkeypatch, arguments, names):
     monkeypatch.setattr(
-        installed, "_judged", lambda component, make: installed.Verdict(component, "conforms")
+        installed._Judgement,
+        "_run_quick",
+        lambda judgement, make: installed.Verdict(judgement._component, "conforms"),
     )
     command.main(["--json", "--check", *arguments])
     out, progress = capsys.readouterr()

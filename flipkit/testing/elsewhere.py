@@ -1,5 +1,6 @@
 """A component in a process of its own: imported there alone, in a model from a file, on eight devices."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -19,10 +20,9 @@ importlib.import_module({module!r})
 bridge = sys.modules.get("jax._src.xla_bridge")
 backend = dict(value=bool(bridge and bridge.backends_are_initialized()))
 print("\\n{mark}" + json.dumps(dict(backend=backend)), flush=True)
-"""
-_LOOK = """
-from flipkit.testing import elsewhere
-elsewhere.look({folder!r}, {trains})
+if {looks}:
+    from flipkit.testing import elsewhere
+    elsewhere.look(sys.stdin.readline())
 """
 
 
@@ -31,24 +31,33 @@ class Elsewhere:
 
     Args:
         module: what it imports before anything else.
-        folder: where a model and a batch lie (`models.put`); without one, it imports alone.
-        trains: whether it also trains that model, on 8 simulated devices.
+        looks: whether it then waits for a model to look at.
     """
 
-    def __init__(self, module, folder=None, trains=False):
+    def __init__(self, module, looks=False):
         self._found = {}
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
-        code = _CODE.format(module=module, mark=_MARK)
-        if folder:
-            code += _LOOK.format(folder=str(folder), trains=trains)
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", _CODE.format(module=module, mark=_MARK, looks=looks)],
             env=_environment(),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
         )
         weakref.finalize(self, _end, self._process, self._errors)
+
+    def give(self, folder=None, trains=False):
+        """Gives it the folder where a model and a batch lie (`models.put`); without one it ends.
+
+        Args:
+            trains: whether it also trains that model, on 8 simulated devices.
+        """
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            if folder is not None:
+                given = {"folder": str(folder), "trains": trains}
+                self._process.stdin.write(json.dumps(given) + "\n")
+            self._process.stdin.close()
 
     def tell(self, name):
         """What the process has found under a name; waits for it.
@@ -68,14 +77,17 @@ class Elsewhere:
         return self._found[name]["value"]
 
 
-def look(folder, trains):
+def look(line):
     """In the fresh process, which has imported the component's module: tells what it finds."""
     from flipkit.testing import models
 
-    folder = pathlib.Path(folder)
+    if not line:
+        return
+    given = json.loads(line)
+    folder = pathlib.Path(given["folder"])
     jax.config.update("jax_disable_most_optimizations", True)
     _tell("embedded", lambda: models.load_and_embed(folder))
-    if trains:
+    if given["trains"]:
         _tell("loss", lambda: models.train_on_all(folder))
 
 
@@ -103,4 +115,6 @@ def _end(process, errors):
     process.kill()
     process.wait()
     process.stdout.close()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
     errors.close()

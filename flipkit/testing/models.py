@@ -77,11 +77,14 @@ def pairs_for(model, size=8):
 class FileChecks(Checks):
     """Of what a model keeps in its file: `_model` makes one around it."""
 
+    _trains = False  # whether the fresh process trains it
+
     @slow
     def survives_a_file(self):
         """A `.keras` file gives the same embeddings and token ids in a fresh process."""
+        folder = self._kept[1]
         self._told("embedded")
-        after = np.load(self._kept[1] / "after.npz")
+        after = np.load(folder / "after.npz")
         for name, before in self._before.items():
             told = f"the same {name} from a .keras file in a fresh process"
             expect_close(after[name], before, told, 1e-6)
@@ -101,7 +104,12 @@ class FileChecks(Checks):
 
     @functools.cached_property
     def _elsewhere(self):
-        return Elsewhere(module_of(self._make()), self._kept[1])
+        process = Elsewhere(module_of(self._make()), looks=True)
+        try:
+            process.give(self._kept[1], self._trains)
+        except Exception:  # the checks that need the model raise it again
+            process.give()
+        return process
 
     def _model(self) -> FLIP:
         raise NotImplementedError
@@ -109,6 +117,8 @@ class FileChecks(Checks):
 
 class PartChecks(FileChecks):
     """Of a part of a model, which `_model` makes around it: in training, in a file, on many devices."""
+
+    _trains = True
 
     @slow
     def trains(self):
@@ -132,14 +142,6 @@ class PartChecks(FileChecks):
         self._before  # noqa: B018 - what the model gives before it learns
         with quickly_compiled():
             return train(self._kept[0], steps=2)
-
-    @functools.cached_property
-    def _elsewhere(self):
-        try:
-            folder = self._kept[1]
-        except Exception:  # the checks that need the model raise it again; its import is told
-            return super()._elsewhere
-        return Elsewhere(module_of(self._make()), folder, trains=True)
 
 
 @contextlib.contextmanager
