@@ -46,12 +46,16 @@ class Row:
     def curve(self, over: str, metric: str) -> list[list[float]]:
         """[what was spent, the metric] at each evaluation, means over the seeds that did not diverge.
 
+        Where one has fewer evaluations, the others' last but their end are left out.
+
         Args:
             over: "seconds", "samples" or "flops".
         """
         sound = [result for result in self.results if not result.diverged]
-        runs = ([(e[over], e[metric]) for e in result.evaluations] for result in sound)
-        return [np.mean(points, axis=0).tolist() for points in zip(*runs, strict=False)]
+        runs = [[(e[over], e[metric]) for e in result.evaluations] for result in sound]
+        fewest = min(map(len, runs), default=0)
+        runs = [[*run[: fewest - 1], run[-1]] if fewest else [] for run in runs]
+        return [np.mean(points, axis=0).tolist() for points in zip(*runs, strict=True)]
 
     def reaches(self, value: float, over: str, metric: str) -> float | None:
         """What the mean curve had spent when it first reached `value`, between evaluations on a line.

@@ -91,6 +91,14 @@ def test_the_tables_of_the_page_are_what_their_studies_found(name, metric, digit
         assert any(reached in line and spent in line for line in lines), row.variant.label
 
 
+def test_a_mean_curve_ends_where_its_runs_do_though_one_was_evaluated_less_often():
+    results = [curve("a", 0, [0.1, 0.2, 0.3, 0.5]), curve("a", 1, [0.3, 0.4, 0.7])]
+    (row,) = ranking.ranked(results, "zero_shot/top1")
+    reached = [value for _, value in row.curve("seconds", "zero_shot/top1")]
+    np.testing.assert_allclose(reached, [0.2, 0.3, 0.6])
+    assert row.curve("seconds", "zero_shot/top1")[-1][0] == 100.0
+
+
 def curve(label, seed, values, seconds=100.0, **last):
     """A finished run, evaluated at equal distances of its time."""
     found = [

@@ -71,13 +71,12 @@ def _check(names, kinds, as_json):
 
     def started(component):
         _, name, source = _row(component)
-        told = f"Checking {component.kind} {name} ({source}) ... "
-        print(told, end="", file=sys.stderr, flush=True)
+        print(f"Checking {component.kind} {name} ({source})", file=sys.stderr, flush=True)
 
     verdicts = []
     for verdict in check_installed(*names, kinds=kinds, started=started):
         verdicts.append(verdict)
-        print(verdict, file=sys.stderr)
+        print(f"  {verdict.component.name}: {verdict}", file=sys.stderr, flush=True)
     meant = {*names, *(v.component.distribution for v in verdicts)}
     # Also what is wrong with a plugin beside its components, and what they did meanwhile.
     wrong = [p for p in _problems_of(kinds) if not names or p.source.distribution in meant]
