@@ -159,4 +159,4 @@ def test_embeddings_of_files_are_the_peers(models, theirs):
         largest[name] = float(np.abs(np.asarray(embedded) - expected).max())
     print(largest)
     for name, apart in largest.items():
-        assert apart <= (1e-5 if name.startswith("open_clip") else 5e-3), largest
+        assert apart <= (1e-5 if name.startswith("open_clip") else 1e-3), largest
