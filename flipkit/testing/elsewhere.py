@@ -1,6 +1,7 @@
 """A component in a process of its own: imported there alone, in a model from a file, on eight devices."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import tempfile
 import weakref
 
 import jax
+import keras
 
 DEVICES = 8
 _MARK = "flipkit.testing: "  # what else is on the standard output is the component's
@@ -21,43 +23,35 @@ bridge = sys.modules.get("jax._src.xla_bridge")
 backend = dict(value=bool(bridge and bridge.backends_are_initialized()))
 print("\\n{mark}" + json.dumps(dict(backend=backend)), flush=True)
 if {looks}:
-    from flipkit.testing import elsewhere
-    elsewhere.look(sys.stdin.readline())
+    from flipkit.testing import elsewhere, models
+    for line in sys.stdin:
+        elsewhere.look(models, **json.loads(line))
 """
 
 
 class Elsewhere:
-    """A fresh process that has begun; what it finds is asked for later.
+    """What a process that begins fresh finds of a component; it works while others are asked.
+
+    The components of a module that are checked one after the other share a process.
 
     Args:
         module: what it imports before anything else.
-        looks: whether it then waits for a model to look at.
+        looks: whether it is given models to look at.
     """
 
     def __init__(self, module, looks=False):
-        self._found = {}
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
-        self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", _CODE.format(module=module, mark=_MARK, looks=looks)],
-            env=_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
-        weakref.finalize(self, _end, self._process, self._errors)
+        asked = module, looks, tuple(_environment().items())
+        if _process_of(*asked).ended:
+            _process_of.cache_clear()
+        self._process, self._look = _process_of(*asked), None
 
-    def give(self, folder=None, trains=False):
-        """Gives it the folder where a model and a batch lie (`models.put`); without one it ends.
+    def give(self, folder, trains):
+        """Gives it the folder where a model and a batch lie (`models.put`).
 
         Args:
             trains: whether it also trains that model, on 8 simulated devices.
         """
-        with contextlib.suppress(BrokenPipeError):  # it has ended
-            if folder is not None:
-                given = {"folder": str(folder), "trains": trains}
-                self._process.stdin.write(json.dumps(given) + "\n")
-            self._process.stdin.close()
+        self._look = self._process.give(folder, trains)
 
     def tell(self, name):
         """What the process has found under a name; waits for it.
@@ -65,38 +59,69 @@ class Elsewhere:
         Raises:
             RuntimeError: something was raised there, or the process has ended before.
         """
-        while name not in self._found:
+        return self._process.tell(name if name == "backend" else f"{name} {self._look}")
+
+
+class _Process:
+    def __init__(self, module, looks, environment):
+        self._found, self._given = {}, 0
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", _CODE.format(module=module, mark=_MARK, looks=looks)],
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        weakref.finalize(self, _end, self._process, self._errors)
+
+    @property
+    def ended(self):
+        return self._process.poll() is not None
+
+    def give(self, folder, trains):
+        self._given += 1
+        given = {"number": self._given, "folder": str(folder), "trains": trains}
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which `tell` tells
+            self._process.stdin.write(json.dumps(given) + "\n")
+            self._process.stdin.flush()
+        return self._given
+
+    def tell(self, key):
+        while key not in self._found:
             line = self._process.stdout.readline()
             if not line:
                 self._errors.seek(0)
                 raise RuntimeError((self._errors.read().strip().splitlines() or ["nothing"])[-1])
             if line.startswith(_MARK):
                 self._found |= json.loads(line.removeprefix(_MARK))
-        if "raised" in self._found[name]:
-            raise RuntimeError(self._found[name]["raised"])
-        return self._found[name]["value"]
+        if "raised" in self._found[key]:
+            raise RuntimeError(self._found[key]["raised"])
+        return self._found[key]["value"]
 
 
-def look(line):
+@functools.lru_cache(maxsize=1)
+def _process_of(module, looks, environment):
+    return _Process(module, looks, environment)
+
+
+def look(models, number, folder, trains):
     """In the fresh process, which has imported the component's module: tells what it finds."""
-    from flipkit.testing import models
-
-    if not line:
-        return
-    given = json.loads(line)
-    folder = pathlib.Path(given["folder"])
+    folder = pathlib.Path(folder)
     jax.config.update("jax_disable_most_optimizations", True)
-    _tell("embedded", lambda: models.load_and_embed(folder))
-    if given["trains"]:
-        _tell("loss", lambda: models.train_on_all(folder))
+    _tell(f"embedded {number}", lambda: models.load_and_embed(folder))
+    if trains:
+        _tell(f"loss {number}", lambda: models.train_on_all(folder))
+        keras.distribution.set_distribution(None)
 
 
-def _tell(name, find):
+def _tell(key, find):
     try:
         found = {"value": find()}
     except Exception as problem:  # whatever a component raises is told to who asked
         found = {"raised": f"{type(problem).__name__}: {problem}".partition("\n")[0]}
-    print(f"\n{_MARK}{json.dumps({name: found})}", flush=True)
+    print(f"\n{_MARK}{json.dumps({key: found})}", flush=True)
 
 
 def _environment():

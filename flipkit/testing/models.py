@@ -104,12 +104,10 @@ class FileChecks(Checks):
 
     @functools.cached_property
     def _elsewhere(self):
-        process = Elsewhere(module_of(self._make()), looks=True)
-        try:
-            process.give(self._kept[1], self._trains)
-        except Exception:  # the checks that need the model raise it again
-            process.give()
-        return process
+        found = Elsewhere(module_of(self._make()), looks=True)
+        with contextlib.suppress(Exception):  # the checks that need the model raise it again
+            found.give(self._kept[1], self._trains)
+        return found
 
     def _model(self) -> FLIP:
         raise NotImplementedError
