@@ -252,7 +252,8 @@ def test_the_command_prints_a_table_and_what_fails(offer, capsys, monkeypatch):
     offer("mine", schedules={"slow": Sound, "low": Negative})
     assert command.main(["--check", "slow"]) == 0
     out, progress = capsys.readouterr()
-    assert "Checking schedules slow (mine 1.2) ... conforms: 7 checks in " in progress
+    told = "Checking schedules slow (mine 1.2)\n  slow: conforms: 7 checks in "
+    assert told in progress
     assert "Plugin mine" not in out
     assert " ".join(out.splitlines()[3].split()).startswith("schedules slow mine 1.2 conforms: 7")
     assert command.main(["--check"]) == 1
