@@ -122,16 +122,17 @@ def _mark_leads(axis, baseline, leads, metric, budget, factor, colours):
         (end, level),
         arrowprops={"arrowstyle": "<->", "color": "0.3", "linewidth": 1.3},
     )
+    # Left of the first and above what the baseline reaches, no mean curve has been yet.
+    fits = there[0].spent[budget] > 0.25 * axis.get_xlim()[1]
     for line, lead in enumerate(there):
         colour, start = colours[lead.variant], lead.spent[budget]
         axis.plot([start] * 2, [0, level], color=colour, linestyle=":", linewidth=1.2)
-        # Left of the first and above what the baseline reaches, no mean curve has been yet.
         axis.annotate(
             f"{lead.sooner:.1f}x sooner",
             (there[0].spent[budget], level),
-            (-6, 6 + 15 * (len(there) - 1 - line)),
+            (-6 if fits else 6, 6 + 15 * (len(there) - 1 - line)),
             textcoords="offset points",
-            ha="right",
+            ha="right" if fits else "left",
             size=10.5,
             color=colour,
             weight="bold",

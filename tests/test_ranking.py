@@ -99,6 +99,24 @@ def test_a_mean_curve_ends_where_its_runs_do_though_one_was_evaluated_less_often
     assert row.curve("seconds", "zero_shot/top1")[-1][0] == 100.0
 
 
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [("characters", "zero_shot/top1"), ("emoji_ratios", "zero_shot/train/top1")],
+)
+def test_the_tables_of_equal_time_are_what_their_studies_found(name, metric):
+    docs = pathlib.Path(__file__).parents[1] / "docs"
+    record = json.loads((docs / "studies" / name / "study.json").read_text())
+    seconds, fixed = record["seconds"], record["fixed"]
+    results = Study(docs / "studies" / name, record["recipe"], fixed, "seconds", seconds).results()
+    lines = (docs / "performance.md").read_text(encoding="utf-8").splitlines()
+    for row in ranking.ranked(results, metric):
+        assert len(row.values) == 5
+        least, most = (f"{100 * bound(row.values):.1f}" for bound in (min, max))
+        told = f"| {100 * row.mean:.1f} ± {100 * row.spread:.1f} % | {least}, {most} |"
+        pairs = f"| {row.results[0].pairs:,} |"
+        assert any(told in line and pairs in line for line in lines), row.variant.label
+
+
 def curve(label, seed, values, seconds=100.0, **last):
     """A finished run, evaluated at equal distances of its time."""
     found = [

@@ -38,8 +38,8 @@ class _EncoderChecks(PartChecks):
             expect(bool(np.isfinite(features).all()), "finite features", short(features))
 
     def repeats_itself_at_inference(self):
-        again = self._eager()
-        expect_equal(again, self._at_first, "the same features twice at inference")
+        first, again = self._at_first, self._eager()
+        expect_equal(again, first, "the same features twice at inference")
 
     def tells_rows_apart_alone(self):
         x = self._x(4)

@@ -64,7 +64,7 @@ class Verdict:
 def check_installed(
     *names: str, kinds: Iterable[str] = plugins.KINDS, started: Callable = lambda component: None
 ) -> Iterator[Verdict]:
-    """The verdicts on installed components, each as soon as it is known.
+    """The verdicts on installed components, each when the next one's quick checks have run.
 
     Args:
         names: components or distributions; without any, all that isn't flipkit's own.

@@ -175,10 +175,9 @@ class _MaskerChecks(PartChecks):
             )
             return [np.asarray(ids) for ids in program(x, 0)]
 
-    def _ids(self, grid=None, keep=None, batch=5, step=0, content=0, masker=None):
-        x, masker = self._x(grid, batch, content), masker or self._masker(grid)
+    def _ids(self, step=0, content=0):
         with quickly_compiled(), keras.StatelessScope():
-            return np.asarray(self._call(masker, grid, keep)(x, step))
+            return np.asarray(self._call(self._masker())(self._x(content=content), step))
 
 
 def _rises(ids):
