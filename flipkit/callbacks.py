@@ -28,6 +28,7 @@ class Throughput(keras.callbacks.Callback):
         if self.meter.fresh:
             float(logs["loss"])  # waits until the step that was just compiled has run
             self.meter.fresh = False
+            self.meter.compiled()
             self._restart()
 
     def on_epoch_end(self, epoch, logs=None):

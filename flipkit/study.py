@@ -22,6 +22,7 @@ BUDGETS = ("seconds", "samples", "flops")
 PROBE_PAIRS = 1_000_000  # any length: neither throughput nor FLOPs per pair depend on it
 PROBE = 0.2  # of a study's seconds, for which each variant's speed is measured
 TOLERANCE = 0.05  # runs for equal seconds of which one is so far from their mean are trained again
+LOOK = 0.25  # of the steps, after which newly sized runs are stopped if they won't end together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,16 +191,17 @@ class Study:
 
     def _train(self, group, seed, say) -> list[str]:
         """Trains the variants of `group` in turns, and writes their results; returns what went wrong."""
+        pace = Pace() if self.budget == "seconds" and not self.results() else None
         pairs, failures = self._size(group, say)
-        found = self._train_once(pairs, seed, say)
-        off = uneven({v: r.seconds for v, r in found.items() if isinstance(r, Result)})
-        if self.budget == "seconds" and off:
-            spent = ", ".join(f"{v.label} took {found[v].seconds:,.0f} s" for v in off)
-            say(f"Seed {seed}: {spent}. That is over {TOLERANCE:.0%} off the mean: training again.")
-            for variant, factor in off.items():
-                pairs[variant] = self._keep_pairs(variant, found[variant].pairs * factor)
-            for variant in pairs:
-                shutil.rmtree(self.runs(variant) / f"seed={seed}", ignore_errors=True)
+        found = self._train_once(pairs, seed, say, pace)
+        if any(isinstance(result, OffPace) for result in found.values()):
+            say(_uneven_line(seed, "would take", pace.seconds))
+            self._resize(pairs, seed, pace.seconds)
+            found = self._train_once(pairs, seed, say)
+        seconds = {v: r.seconds for v, r in found.items() if isinstance(r, Result)}
+        if self.budget == "seconds" and uneven(seconds):
+            say(_uneven_line(seed, "took", seconds))
+            self._resize(pairs, seed, seconds)
             found = self._train_once(pairs, seed, say)
         for variant, result in found.items():
             if not isinstance(result, Result):
@@ -212,11 +214,19 @@ class Study:
             say(f"Failed: {line}")
         return lines
 
-    def _train_once(self, pairs, seed, say) -> dict[Variant, Any]:
+    def _resize(self, pairs, seed, seconds):
+        """Changes `pairs` so that runs which take `seconds` take their mean, and clears their folders."""
+        for variant, factor in uneven(seconds).items():
+            pairs[variant] = self._keep_pairs(variant, pairs[variant] * factor)
+        for variant in pairs:
+            shutil.rmtree(self.runs(variant) / f"seed={seed}", ignore_errors=True)
+
+    def _train_once(self, pairs, seed, say, pace=None) -> dict[Variant, Any]:
         """{variant: its Result, or the FlipkitError that ended it}, all trained in turns.
 
         Args:
             pairs: {variant: how many it trains on}.
+            pace: `Pace`, which may stop them.
         """
         runs = {v: self.sized(v, count).with_override("seed", seed) for v, count in pairs.items()}
         plans = {variant: planning.plan(run) for variant, run in runs.items()}
@@ -233,6 +243,8 @@ class Study:
                 def paused(step):
                     bar(step)
                     pause(step / runs[variant].steps)
+                    if pace is not None and LOOK <= step / runs[variant].steps < 1:
+                        pace.look(variant, plans, folder)
 
                 folder = self.runs(variant) / f"seed={seed}"
                 model = runs[variant].start(folder, recipe=self.name, pause=paused)
@@ -376,6 +388,37 @@ class Study:
             yield not self._finished(variant, seed)
 
 
+class OffPace(FlipkitError):
+    """Ends runs for equal seconds that won't end together."""
+
+
+class Pace:
+    """What the runs for equal seconds will take, as far as a part of each shows.
+
+    Attributes:
+        seconds: {variant: of its whole training}, by those that its first look found; they grow with
+            the FLOPs.
+    """
+
+    def __init__(self):
+        self.seconds: dict[Variant, float] = {}
+
+    def look(self, variant, plans, folder):
+        """Notes the pace of a variant's run in `folder`.
+
+        Args:
+            plans: {variant: plan} of all that are trained.
+
+        Raises:
+            OffPace: the paces of all are known, and are `uneven`.
+        """
+        if variant not in self.seconds:
+            row, plan = journal.read_metrics(folder)[-1], plans[variant]
+            self.seconds[variant] = row["seconds"] * plan["flops"] / _flops(row["samples"], plan)
+        if len(self.seconds) == len(plans) and uneven(self.seconds):
+            raise OffPace("The runs won't end together.")
+
+
 def told(result: Result) -> str:
     """A finished run in one line."""
     final = report.evaluations(result.evaluations[-1]) if result.evaluations else {}
@@ -397,15 +440,27 @@ def uneven(seconds: dict[Variant, float]) -> dict[Variant, float]:
     return {variant: mean / spent for variant, spent in seconds.items()}
 
 
+def _uneven_line(seed, verb, seconds):
+    spent = ", ".join(
+        f"{variant.label} {verb} {count:,.0f} s" for variant, count in seconds.items()
+    )
+    return f"Seed {seed}: {spent}. That is over {TOLERANCE:.0%} off the mean: training again."
+
+
 def _evaluation(row, plan):
-    flops, left = 0.0, row["samples"]
+    spent = {name: row[name] for name in ("phase", "samples", "seconds", "loss")}
+    found = spent | {"flops": _flops(row["samples"], plan)} | report.evaluations(row)
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+def _flops(samples, plan):
+    """FLOPs of training on the first `samples` of a plan's."""
+    flops, left = 0.0, samples
     for phase in plan["phases"]:
         done = min(left, phase["samples"])
         flops += phase["flops"] * done / phase["samples"]
         left -= done
-    spent = {name: row[name] for name in ("phase", "samples", "seconds", "loss")}
-    found = spent | {"flops": flops} | report.evaluations(row)
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    return flops
 
 
 def _versions(run):

@@ -6,6 +6,7 @@ import inspect
 import time
 import types
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -337,10 +338,12 @@ class Meter:
         waited: seconds spent waiting for the next batch.
         programs: how many were compiled: one, if all batches had the same shapes.
         fresh: whether the program has yet to be compiled.
+        compiled: what is called when it was, and has run once; nothing of the time counts.
     """
 
     def __init__(self):
         self.pairs, self.waited, self.programs, self.fresh = 0, 0.0, 0, True
+        self.compiled: Callable[[], None] = lambda: None
 
     def measured(self, train_function):
         """`train_function` with its input watched."""

@@ -334,8 +334,9 @@ class Run(Configurable):
                 of the curves and of what each phase's mask keeps; None keeps nothing.
             recipe: the recipe's name, for the records.
             say: called with lines of progress; None is silent.
-            pause: called with the step after each logging window, when no step is on its way; the run
-                goes on when it returns. A caller that asks for it shows the progress itself.
+            pause: called with the step when a phase's program is compiled and after each logging
+                window, when no step is on its way; the run goes on when it returns. A caller that
+                asks for it shows the progress itself.
 
         Raises:
             ConfigurationError: another backend than JAX, or a workdir that holds another run.
@@ -359,8 +360,8 @@ class Run(Configurable):
         A phase has its share of the rounds, at least three. Trains a model that is thrown away.
 
         Args:
-            pause: called after each round with the share of the rounds that is done, from 0 to 1, so
-                that several runs can be measured in turns.
+            pause: called when a phase's program is compiled and after each round, with the share of
+                the rounds that is done, from 0 to 1, so that several runs can be measured in turns.
         """
         _require_jax()
         samples = sum(phase.samples for phase in self.phases)
@@ -380,6 +381,7 @@ class Run(Configurable):
                 if pause is not None:
                     done, total = sum(counts[:index]), sum(counts)
                     told = functools.partial(lambda step, total: pause(step / total), total=total)
+                    told(done)
                     callbacks.append(_Pause(told, done, total, 1))
                 rates = fit(steps_per_epoch=steps, epochs=count, callbacks=callbacks).history
                 data.close()
@@ -532,7 +534,7 @@ class Run(Configurable):
             callbacks.append(_Save(saved, index, before + done, every, opened))
         callbacks += [self._evaluate(), journal.callback(self, index, before + done, opened)]
         if pause is not None:
-            callbacks.append(_Pause(pause, before, before + phase.steps, window))
+            callbacks.append(_Pause(pause, before, before + phase.steps, window, done))
         try:
             self.model.fit(
                 data,
@@ -626,11 +628,18 @@ class _Save(keras.callbacks.Callback):
 
 
 class _Pause(keras.callbacks.Callback):
-    """Calls `pause` with the step after each window. Comes last: all else of the window is done."""
+    """Calls `pause` with the step, when a program is compiled and after each window.
 
-    def __init__(self, pause, before, last, window):
+    Comes last: all else of the window is done.
+    """
+
+    def __init__(self, pause, before, last, window, done=0):
         super().__init__()
         self.pause, self.before, self.last, self.window = pause, before, last, window
+        self.first = before + done + 1
+
+    def on_train_begin(self, logs=None):
+        self.model.meter.compiled = lambda: self.pause(self.first)
 
     def on_epoch_end(self, epoch, logs=None):
         self.pause(min(self.before + (epoch + 1) * self.window, self.last))

@@ -17,10 +17,11 @@ class Stopped(BaseException):
 def in_turns(tasks: list[Callable[[Callable[[float], None]], Any]]) -> list[Any]:
     """Runs tasks that share one machine slice by slice.
 
-    Each task has a thread of its own, of which exactly one is awake. A task calls `pause(share)`
-    with the share of its work that is done, from 0 to 1; the call returns when it is the task's turn
-    again. The turn goes to the task with the least share done, so that all tasks end together and
-    each meets the same moods of the machine in proportion.
+    Each task has a thread of its own. A task calls `pause(share)` with the share of its work that is
+    done, from 0 to 1; the call returns when it is the task's turn again. All work at once until each
+    has called it for the first time: what isn't measured, such as compiling, uses every core. From
+    then on exactly one is awake. The turn goes to the task with the least share done, so that all
+    tasks end together and each meets the same moods of the machine in proportion.
 
     Returns:
         What each task returned, in their order; an exception that ended it in its place.
@@ -49,6 +50,7 @@ class _Table:
     def __init__(self, count):
         self.results: list[Any] = [None] * count
         self._shares = dict.fromkeys(range(count), 0.0)  # of the tasks that still work
+        self._preparing = set(range(count))  # those that have not paused yet
         self._changed = threading.Condition()
         self._turn, self._stopped = 0, False
 
@@ -58,18 +60,18 @@ class _Table:
         def pause(share):
             with self._changed:
                 self._shares[number] = share
+                self._preparing.discard(number)
                 self._pass_on()
                 self._wait(number)
 
         try:
-            with self._changed:
-                self._wait(number)
             self.results[number] = task(pause)
         except BaseException as problem:  # handed to whoever asked for the results
             self.results[number] = problem
         finally:
             with self._changed:
                 del self._shares[number]
+                self._preparing.discard(number)
                 self._pass_on()
 
     def stop(self):
@@ -84,6 +86,8 @@ class _Table:
         self._changed.notify_all()
 
     def _wait(self, number):
-        self._changed.wait_for(lambda: self._turn == number or self._stopped)
+        self._changed.wait_for(
+            lambda: self._stopped or (self._turn == number and not self._preparing)
+        )
         if self._stopped:
             raise Stopped

@@ -41,6 +41,14 @@ LAST_PHASE = """\
 """
 
 
+@pytest.fixture
+def one_phase(tmp_path):
+    """The recipe without its last phase."""
+    path = tmp_path / "one_phase.py"
+    path.write_text(RECIPE.replace(LAST_PHASE, "").replace("int(pairs * tuning)", "0"))
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "small.py"
@@ -131,7 +139,7 @@ def test_one_variant_that_cannot_be_trained_does_not_stop_the_others(
 ):
     trained = []
 
-    def once(self, pairs, seed, say):
+    def once(self, pairs, seed, say, pace=None):
         trained.extend(pairs)
         return {}
 
@@ -198,9 +206,9 @@ class Clock:
         self.now += 3 * cost if self.now > self.change else cost
 
 
-def test_a_machine_that_changes_its_speed_in_mid_run_decides_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "one_phase.py"
-    path.write_text(RECIPE.replace(LAST_PHASE, "").replace("int(pairs * tuning)", "0"))
+def test_a_machine_that_changes_its_speed_in_mid_run_decides_nothing(
+    tmp_path, one_phase, monkeypatch
+):
     clock = Clock(change=60.0)
     ended = callbacks.Throughput.on_train_batch_end
 
@@ -210,7 +218,7 @@ def test_a_machine_that_changes_its_speed_in_mid_run_decides_nothing(tmp_path, m
 
     monkeypatch.setattr(callbacks.Throughput, "on_train_batch_end", on_train_batch_end)
     monkeypatch.setattr(callbacks, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
-    made = Study(tmp_path / "study", str(path), {}, "seconds", 60)
+    made = Study(tmp_path / "study", one_phase, {}, "seconds", 60)
     said = []
     assert made.run(study.variants({"mask_ratio": ["0", "0.5"]}), [0], said.append) == []
     whole, masked = made.results()
@@ -231,7 +239,7 @@ def test_runs_that_took_other_times_are_trained_again_with_other_numbers_of_pair
     chosen = study.variants({"mask_ratio": ["0", "0.5"]})
     pairs_per_second = {"0": 10.0, "0.5": 24.0}
 
-    def once(self, pairs, seed, say):
+    def once(self, pairs, seed, say, pace=None):
         found = {}
         for variant, count in pairs.items():
             [(_, ratio)] = variant.settings
@@ -250,6 +258,44 @@ def test_runs_that_took_other_times_are_trained_again_with_other_numbers_of_pair
     assert "training again" in " ".join(said)
     assert study.uneven({chosen[0]: 100.0, chosen[1]: 110.0}) == {}
     assert set(study.uneven({chosen[0]: 100.0, chosen[1]: 111.0})) == {*chosen}
+
+
+def test_runs_that_would_not_end_together_are_stopped_after_a_quarter(
+    one_phase, tmp_path, monkeypatch
+):
+    """Their speeds aren't what was measured before: nobody waits for the end to train them again."""
+    per_pair = {0.0: 0.1, 0.5: 0.04}
+    trained_steps = []
+
+    def start(run, folder, recipe, pause):
+        folder.mkdir(parents=True)
+        (folder / "start.json").write_text(json.dumps({"initial_weights": "a"}))
+        samples = seconds = 0
+        for step in range(1, run.steps + 1):
+            samples += 8
+            seconds += 8 * per_pair[run.model.mask_ratio]
+            trained_steps.append(step)
+            row = {"step": step, "samples": samples, "seconds": seconds, "phase": 0, "loss": 1.0}
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            pause(step)
+
+    made = Study(tmp_path / "study", one_phase, {}, "seconds", 60)
+    chosen = study.variants({"mask_ratio": ["0", "0.5"]})
+    monkeypatch.setattr(type(made.sized(chosen[0], 64)), "start", start)
+    monkeypatch.setattr(study.answers, "write", lambda model, evaluators, folder: None)
+    for variant, guess in zip(chosen, (800, 1_600), strict=True):  # 80 and 64 s
+        made._keep_pairs(variant, guess)
+    said = []
+    assert made.run(chosen, [0, 1], said.append) == []
+    assert [r.seconds for r in made.results()] == pytest.approx([72.0] * 4, rel=0.02)
+    assert [r.pairs for r in made.results()] == [720, 720, 1_800, 1_800]
+    # A quarter (and a window) of 300 steps, and then two seeds to their ends.
+    assert len(trained_steps) == pytest.approx(300 / 4 + 2 * 315, abs=2)
+    assert [line for line in said if "again" in line] == [
+        "Seed 0: mask_ratio=0 would take 80 s, mask_ratio=0.5 would take 64 s. That is over 5% off the "
+        "mean: training again."
+    ]
 
 
 def test_a_recipe_without_pairs_gets_its_phases_longer(tmp_path):

@@ -27,6 +27,7 @@ def spent(machine, costs, slices=40):
 
     def task(cost):
         def run(pause):
+            pause(0.0)
             seconds = 0.0
             for done in range(1, slices + 1):
                 seconds += machine.work(cost)
@@ -55,6 +56,7 @@ def test_the_turn_goes_to_who_has_the_least_share_done():
 
     def task(name, slices):
         def run(pause):
+            pause(0.0)
             for done in range(1, slices + 1):
                 order.append(name)
                 pause(done / slices)
@@ -65,6 +67,26 @@ def test_the_turn_goes_to_who_has_the_least_share_done():
     assert order.index("short") == 1
     assert order[-3:].count("short") == 1  # both work to the end
     assert order.count("long") == 6
+
+
+def test_tasks_prepare_at_once_and_then_take_turns():
+    together = threading.Barrier(2, timeout=60)
+    machine = Machine()
+
+    def task(pause):
+        together.wait()  # both are here at once
+        pause(0.0)
+        for done in range(1, 100):
+            machine.work(1.0)
+            pause(done / 100)
+        return True
+
+    def ends_early(pause):
+        raise ValueError("no")
+
+    first, second, problem = turns.in_turns([task, task, ends_early])
+    assert first is second is True
+    assert str(problem) == "no"
 
 
 def test_what_a_task_returns_and_what_ends_it_are_handed_over():
