@@ -191,17 +191,21 @@ class Study:
 
     def _train(self, group, seed, say) -> list[str]:
         """Trains the variants of `group` in turns, and writes their results; returns what went wrong."""
-        pace = Pace() if self.budget == "seconds" and not self.results() else None
+        pace = None
+        if self.budget == "seconds" and not self.results():
+            pace = Pace(self.amount)  # later seeds have the pairs that the first one ended with
         pairs, failures = self._size(group, say)
         found = self._train_once(pairs, seed, say, pace)
-        if any(isinstance(result, OffPace) for result in found.values()):
-            say(_uneven_line(seed, "would take", pace.seconds))
-            self._resize(pairs, seed, pace.seconds)
-            found = self._train_once(pairs, seed, say)
-        seconds = {v: r.seconds for v, r in found.items() if isinstance(r, Result)}
-        if self.budget == "seconds" and uneven(seconds):
-            say(_uneven_line(seed, "took", seconds))
-            self._resize(pairs, seed, seconds)
+        seconds, verb = {v: r.seconds for v, r in found.items() if isinstance(r, Result)}, "took"
+        if pace is not None and any(isinstance(result, OffPace) for result in found.values()):
+            seconds, verb = pace.seconds, "would take"
+        if self.budget == "seconds" and (factors := uneven(seconds)):
+            spent = ", ".join(f"{v.label} {verb} {count:,.0f} s" for v, count in seconds.items())
+            say(f"Seed {seed}: {spent}. One is over {TOLERANCE:.0%} off the mean: training again.")
+            for variant, factor in factors.items():
+                pairs[variant] = self._keep_pairs(variant, pairs[variant] * factor)
+            for variant in pairs:
+                shutil.rmtree(self.runs(variant) / f"seed={seed}", ignore_errors=True)
             found = self._train_once(pairs, seed, say)
         for variant, result in found.items():
             if not isinstance(result, Result):
@@ -213,13 +217,6 @@ class Study:
         for line in lines:
             say(f"Failed: {line}")
         return lines
-
-    def _resize(self, pairs, seed, seconds):
-        """Changes `pairs` so that runs which take `seconds` take their mean, and clears their folders."""
-        for variant, factor in uneven(seconds).items():
-            pairs[variant] = self._keep_pairs(variant, pairs[variant] * factor)
-        for variant in pairs:
-            shutil.rmtree(self.runs(variant) / f"seed={seed}", ignore_errors=True)
 
     def _train_once(self, pairs, seed, say, pace=None) -> dict[Variant, Any]:
         """{variant: its Result, or the FlipkitError that ended it}, all trained in turns.
@@ -393,14 +390,18 @@ class OffPace(FlipkitError):
 
 
 class Pace:
-    """What the runs for equal seconds will take, as far as a part of each shows.
+    """What runs that were sized for equal seconds will take, as far as a part of each shows.
+
+    Args:
+        expected: seconds of each, as they were sized.
 
     Attributes:
-        seconds: {variant: of its whole training}, by those that its first look found; they grow with
-            the FLOPs.
+        seconds: {variant: of its whole training}. The rest of it goes at the mean of two paces, the
+            one that it was sized with and the one that it has shown, and grows with the FLOPs.
     """
 
-    def __init__(self):
+    def __init__(self, expected):
+        self.expected = expected
         self.seconds: dict[Variant, float] = {}
 
     def look(self, variant, plans, folder):
@@ -414,7 +415,9 @@ class Pace:
         """
         if variant not in self.seconds:
             row, plan = journal.read_metrics(folder)[-1], plans[variant]
-            self.seconds[variant] = row["seconds"] * plan["flops"] / _flops(row["samples"], plan)
+            share = _flops(row["samples"], plan) / plan["flops"]
+            whole = (row["seconds"] / share + self.expected) / 2
+            self.seconds[variant] = row["seconds"] + (1 - share) * whole
         if len(self.seconds) == len(plans) and uneven(self.seconds):
             raise OffPace("The runs won't end together.")
 
@@ -438,13 +441,6 @@ def uneven(seconds: dict[Variant, float]) -> dict[Variant, float]:
     if all(abs(spent / mean - 1) <= TOLERANCE for spent in seconds.values()):
         return {}
     return {variant: mean / spent for variant, spent in seconds.items()}
-
-
-def _uneven_line(seed, verb, seconds):
-    spent = ", ".join(
-        f"{variant.label} {verb} {count:,.0f} s" for variant, count in seconds.items()
-    )
-    return f"Seed {seed}: {spent}. That is over {TOLERANCE:.0%} off the mean: training again."
 
 
 def _evaluation(row, plan):
