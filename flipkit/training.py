@@ -374,15 +374,15 @@ class Run(Configurable):
                 run._enter(index, None)
                 data = batches(index).from_step()
                 fit = functools.partial(run.model.fit, data, verbose=0)
-                # The first step of a new program is not counted.
-                (rate,) = fit(steps_per_epoch=2).history["pairs_per_second"]
-                steps = max(1, round(seconds / rounds * rate / phase.batch_size))
+                fit(steps_per_epoch=1)  # compiles the program
                 callbacks = []
                 if pause is not None:
                     done, total = sum(counts[:index]), sum(counts)
                     told = functools.partial(lambda step, total: pause(step / total), total=total)
                     told(done)
                     callbacks.append(_Pause(told, done, total, 1))
+                (rate,) = fit(steps_per_epoch=2).history["pairs_per_second"]
+                steps = max(1, round(seconds / rounds * rate / phase.batch_size))
                 rates = fit(steps_per_epoch=steps, epochs=count, callbacks=callbacks).history
                 data.close()
                 spent += phase.samples / statistics.harmonic_mean(rates["pairs_per_second"])

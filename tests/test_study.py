@@ -289,10 +289,9 @@ def test_runs_that_would_not_end_together_are_stopped_after_a_quarter(
     said = []
     assert made.run(chosen, [0, 1], said.append) == []
     # A quarter of 72 s was spent, the rest goes at a pace between those for 60 and for 72 s.
-    assert [line for line in said if "again" in line] == [
-        "Seed 0: mask_ratio=0 would take 68 s, mask_ratio=0.5 would take 60 s. One is over 5% off the "
-        "mean: training again."
-    ]
+    [again] = [line for line in said if "again" in line]
+    assert "mask_ratio=0 would take 68 s" in again
+    assert "mask_ratio=0.5 would take 60 s" in again
     whole, _, masked, _ = made.results()
     assert (whole.pairs, masked.pairs) == pytest.approx((720 * 64 / 68, 1_500 * 64 / 60), rel=0.02)
     assert [r.pairs for r in made.results()] == [whole.pairs, whole.pairs] + [masked.pairs] * 2
