@@ -654,7 +654,8 @@ def test_a_phase_of_smaller_pictures_is_the_other_way_to_fewer_tokens(describe, 
     assert [row["samples"] for row in outcome.rows][-1] == 40
 
 
-@pytest.mark.parametrize("until", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow  # going on within a later phase has a test of its own
+@pytest.mark.parametrize("until", [1, 3])
 def test_a_run_over_sizes_goes_on_after_a_kill_as_if_nothing_had_been(describe, tmp_path, until):
     rate = flipkit.WarmupCosine(1e-2)
     phases = [flipkit.Phase(32, 8, rate, image_size=8), flipkit.Phase(32, 8, rate, image_size=16)]

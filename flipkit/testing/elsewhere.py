@@ -12,6 +12,7 @@ import weakref
 
 import jax
 import keras
+from jax.experimental.compilation_cache import compilation_cache
 
 DEVICES = 8
 _MARK = "flipkit.testing: "  # what else is on the standard output is the component's
@@ -130,10 +131,42 @@ def _environment():
     variables["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={DEVICES}"
     variables["JAX_PLATFORMS"] = "cpu"
     # What was compiled here need not be again there.
-    for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"):
-        if (value := getattr(jax.config, name)) is not None:
+    for name, value in _settings().items():
+        if value is not None:
             variables[name.upper()] = str(value)
     return variables
+
+
+@contextlib.contextmanager
+def shared_programs():
+    """Keeps what is compiled meanwhile for the fresh processes, unless JAX already keeps it somewhere."""
+    before = _settings()
+    if before["jax_compilation_cache_dir"] is not None:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        # Programs of other folders have other keys, unless XLA keeps no cache of its own there.
+        _set(dict(zip(before, (folder, 0, "none"), strict=True)))
+        try:
+            yield
+        finally:
+            _set(before)
+
+
+def _settings():
+    cache = "persistent_cache"
+    names = (
+        "compilation_cache_dir",
+        f"{cache}_min_compile_time_secs",
+        f"{cache}_enable_xla_caches",
+    )
+    return {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
+
+
+def _set(settings):
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # the next program opens the folder
 
 
 def _end(process, errors):
