@@ -44,6 +44,13 @@ def test_what_flipkit_ships_passes(check):
     check()
 
 
+def test_the_check_of_bfloat16_may_come_first():
+    tower = functools.partial(flipkit.ViT, 32, 8, dim=16, depth=1, heads=2)
+    checks = {check.name: check for check in testing.check_encoder(tower)}
+    checks["works_in_bfloat16"]()
+    checks["tells_rows_apart_alone"]()  # to 1e-5, which bfloat16 can't keep
+
+
 class Faulty(flipkit.Masker):
     """A sound masker whose faults are switched on one at a time."""
 

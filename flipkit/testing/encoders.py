@@ -51,11 +51,11 @@ class _EncoderChecks(PartChecks):
         expect_close(self._features(self._x(1)), self._at_first, told)
 
     def works_in_bfloat16(self):
-        before = keras.config.dtype_policy()
+        before, x = keras.config.dtype_policy(), self._x(1)  # which makes the encoder of float32
         keras.config.set_dtype_policy("mixed_bfloat16")
         try:
             encoder = self._built()
-            features = _compiled(encoder)(self._x(1))
+            features = _compiled(encoder)(x)
         finally:
             keras.config.set_dtype_policy(before)
         expect(bool(np.isfinite(features).all()), "finite features in bfloat16", short(features))
