@@ -6,9 +6,12 @@ batches of a stream. No step waits for it.
 """
 
 import contextlib
+import copy
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -266,13 +269,29 @@ def is_iterator(x) -> bool:
 
 
 def opened(x):
-    """`x` as Keras takes it: an iterator becomes a generator, whose dicts become tuples of one."""
-    return _tuples(x) if is_iterator(x) else x
+    """`x` as Keras takes it: dicts become tuples of one, an iterator a generator.
+
+    Of a torch loader's dict Keras 3.15 takes the keys.
+    """
+    if is_stream(x) and hasattr(x, "collate_fn"):
+        x = copy.copy(x)
+        x.collate_fn = _InTuple(x.collate_fn)
+        return x
+    return (_in_tuple(batch) for batch in x) if is_iterator(x) else x
 
 
-def _tuples(iterator):
-    for batch in iterator:
-        yield (batch,) if isinstance(batch, dict) else batch
+@dataclasses.dataclass
+class _InTuple:
+    """What `collate` makes, in a tuple. A class, since a loader's workers may have to be sent it."""
+
+    collate: Callable[[Any], Any]
+
+    def __call__(self, samples):
+        return _in_tuple(self.collate(samples))
+
+
+def _in_tuple(batch):
+    return (batch,) if isinstance(batch, dict) else batch
 
 
 def is_ordered(x) -> bool:

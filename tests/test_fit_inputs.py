@@ -205,6 +205,27 @@ def test_tensors_of_other_libraries_are_told_by_their_types():
     told.check_form("text", tensor(types.SimpleNamespace(name="int64")))
 
 
+def test_a_torch_loaders_dicts_become_tuples_and_the_loader_stays_as_it_was():
+    """Keras takes the keys of a dict from there; test_fit_matrix has loaders, where torch is installed."""
+    lists = {"dict": [{"image": 1}], "tuple": [({"image": 1}, 2)]}
+
+    class Loader:
+        __module__ = "torch.utils.data.dataloader"
+
+        def __init__(self, batches):
+            self.batches, self.collate_fn = batches, lambda batch: batch
+
+        def __iter__(self):
+            return iter([self.collate_fn(batch) for batch in self.batches])
+
+    loaders = {name: Loader(batches) for name, batches in lists.items()}
+    opened = {name: inputs.opened(loader) for name, loader in loaders.items()}
+    for _ in range(2):  # epochs
+        assert [*opened["dict"]] == [({"image": 1},)]
+        assert [*opened["tuple"]] == lists["tuple"]
+    assert [*loaders["dict"]] == lists["dict"]
+
+
 # A gradient that was scaled ----------------------------------------------------------------------
 
 
