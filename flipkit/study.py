@@ -191,14 +191,14 @@ class Study:
 
     def _train(self, group, seed, say) -> list[str]:
         """Trains the variants of `group` in turns, and writes their results; returns what went wrong."""
-        pace = None
-        if self.budget == "seconds" and not self.results():
-            pace = Pace(self.amount)  # later seeds have the pairs that the first one ended with
         pairs, failures = self._size(group, say)
+        # Later seeds have the pairs that the first one ended with.
+        first = self.budget == "seconds" and not self.results()
+        pace = Pace(self.amount) if first else None
         found = self._train_once(pairs, seed, say, pace)
         seconds, verb = {v: r.seconds for v, r in found.items() if isinstance(r, Result)}, "took"
-        if pace is not None and any(isinstance(result, OffPace) for result in found.values()):
-            seconds, verb = pace.seconds, "would take"
+        for stopped in (r for r in found.values() if isinstance(r, OffPace)):
+            seconds, verb = stopped.seconds, "would take"
         if self.budget == "seconds" and (factors := uneven(seconds)):
             spent = ", ".join(f"{v.label} {verb} {count:,.0f} s" for v, count in seconds.items())
             say(f"Seed {seed}: {spent}. One is over {TOLERANCE:.0%} off the mean: training again.")
@@ -386,7 +386,11 @@ class Study:
 
 
 class OffPace(FlipkitError):
-    """Ends runs for equal seconds that won't end together."""
+    """Ends runs for equal seconds that won't end together; `seconds` {variant: what it would take}."""
+
+    def __init__(self, seconds):
+        super().__init__("The runs won't end together.")
+        self.seconds = seconds
 
 
 class Pace:
@@ -396,8 +400,9 @@ class Pace:
         expected: seconds of each, as they were sized.
 
     Attributes:
-        seconds: {variant: of its whole training}. The rest of it goes at the mean of two paces, the
-            one that it was sized with and the one that it has shown, and grows with the FLOPs.
+        seconds: {variant: of its whole training}, of those that were looked at. The rest of it goes
+            at the mean of two paces, the one that it was sized with and the one that it has shown,
+            and grows with the FLOPs.
     """
 
     def __init__(self, expected):
@@ -405,9 +410,10 @@ class Pace:
         self.seconds: dict[Variant, float] = {}
 
     def look(self, variant, plans, folder):
-        """Notes the pace of a variant's run in `folder`.
+        """Notes the pace of a variant's run, if this is the first look at it.
 
         Args:
+            folder: the run's workdir.
             plans: {variant: plan} of all that are trained.
 
         Raises:
@@ -419,7 +425,7 @@ class Pace:
             whole = (row["seconds"] / share + self.expected) / 2
             self.seconds[variant] = row["seconds"] + (1 - share) * whole
         if len(self.seconds) == len(plans) and uneven(self.seconds):
-            raise OffPace("The runs won't end together.")
+            raise OffPace(self.seconds)
 
 
 def told(result: Result) -> str:

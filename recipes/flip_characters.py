@@ -53,7 +53,7 @@ def recipe(
         mask_padding=True,
         activation="relu2",
     )
-    window = math.ceil(sum(phase.steps for phase in phases) / 24)
+    window = math.ceil(sum(phase.steps for phase in phases) / 24)  # 8 evaluations
     run = flipkit.Run(
         flipkit.FLIP(image, text, mask_ratio=mask_ratio, dim=128, tokenizer="wordpiece"),
         data=flipkit.NamedCharacters(),

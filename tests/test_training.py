@@ -619,7 +619,17 @@ def test_other_backend_is_refused_in_one_line(describe, monkeypatch):
 
 
 def test_throughput_is_measured_without_leaving_anything(describe):
-    assert describe().throughput(seconds=0.1) > 0
+    shares = []
+    assert describe().throughput(seconds=0.1, pause=shares.append) > 0
+    assert shares[0] == 0  # when the program is compiled
+    assert shares[-1] == 1
+    assert shares == sorted(shares)
+
+
+def test_a_run_pauses_when_its_program_is_compiled_and_after_each_window(describe):
+    steps = []
+    describe().start(pause=steps.append)
+    assert steps == [1, 2, 4, 6]
 
 
 def test_reading_metrics_leaves_out_a_line_cut_by_a_kill(tmp_path):

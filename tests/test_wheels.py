@@ -65,9 +65,9 @@ def test_the_plugin_of_the_page_trains_by_its_name_where_only_wheels_are_install
     built = sorted(wheels.iterdir())
     assert [wheel.name.partition("-")[0] for wheel in built] == ["flipkit", "flipkit_disc"]
     with zipfile.ZipFile(built[0]) as wheel:
-        rooms = {name.partition("/")[0] for name in wheel.namelist()}
+        top = {name.partition("/")[0] for name in wheel.namelist()}
         assert "flipkit/recipes/flip_shapes.py" in wheel.namelist()
-    assert {room.partition("-")[0] for room in rooms} == {"flipkit"}
+    assert {name.partition("-")[0] for name in top} == {"flipkit"}
 
     execute(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
@@ -76,7 +76,7 @@ def test_the_plugin_of_the_page_trains_by_its_name_where_only_wheels_are_install
     assert execute(python, "-c", absent, cwd=elsewhere).strip() == "None"
 
     listed = execute(python, "-m", "flipkit.plugins", "--hook", "maskers", cwd=elsewhere)
-    assert re.search(r"disc +flipkit-disc 0\.1\.0 .* ok", listed), listed
+    assert "  disc, flipkit-disc 0.1.0\n      Keeps the patches nearest" in listed
     named = ("flip_shapes", "scale=tiny", "model.masker=disc", "--workdir", "runs/disc")
     execute(python, "-m", "flipkit.run", *named, cwd=elsewhere)
     run = elsewhere / "runs" / "disc"

@@ -67,16 +67,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(names, kinds, as_json):
     """Check what `names` mean, tell each component as it is checked, and print the verdicts."""
-    from flipkit.testing.installed import check_installed  # imports Keras, which a list need not
+    from flipkit.testing.elsewhere import shared_programs  # imports Keras, which a list need not
+    from flipkit.testing.installed import check_installed
 
     def started(component):
         _, name, source = _row(component)
         print(f"Checking {component.kind} {name} ({source})", file=sys.stderr, flush=True)
 
     verdicts = []
-    for verdict in check_installed(*names, kinds=kinds, started=started):
-        verdicts.append(verdict)
-        print(f"  {verdict.component.name}: {verdict}", file=sys.stderr, flush=True)
+    with shared_programs():
+        for verdict in check_installed(*names, kinds=kinds, started=started):
+            verdicts.append(verdict)
+            print(f"  {verdict.component.name}: {verdict}", file=sys.stderr, flush=True)
     meant = {*names, *(v.component.distribution for v in verdicts)}
     # Also what is wrong with a plugin beside its components, and what they did meanwhile.
     wrong = [p for p in _problems_of(kinds) if not names or p.source.distribution in meant]

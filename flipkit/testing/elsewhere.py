@@ -15,6 +15,12 @@ import keras
 from jax.experimental.compilation_cache import compilation_cache
 
 DEVICES = 8
+_KEEP_ALL = {  # JAX's settings of what it keeps of the programs that it compiles, and where
+    "jax_compilation_cache_dir": None,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    # A program would be known in one folder alone, if XLA kept a cache of its own there.
+    "jax_persistent_cache_enable_xla_caches": "none",
+}
 _MARK = "flipkit.testing: "  # what else is on the standard output is the component's
 
 _CODE = """
@@ -131,7 +137,7 @@ def _environment():
     variables["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={DEVICES}"
     variables["JAX_PLATFORMS"] = "cpu"
     # What was compiled here need not be again there.
-    for name, value in _settings().items():
+    for name, value in _keeping().items():
         if value is not None:
             variables[name.upper()] = str(value)
     return variables
@@ -139,31 +145,24 @@ def _environment():
 
 @contextlib.contextmanager
 def shared_programs():
-    """Keeps what is compiled meanwhile for the fresh processes, unless JAX already keeps it somewhere."""
-    before = _settings()
+    """Keeps what is compiled inside it for the fresh processes, unless JAX already keeps it somewhere."""
+    before = _keeping()
     if before["jax_compilation_cache_dir"] is not None:
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
-        # Programs of other folders have other keys, unless XLA keeps no cache of its own there.
-        _set(dict(zip(before, (folder, 0, "none"), strict=True)))
+        _keep({**_KEEP_ALL, "jax_compilation_cache_dir": folder})
         try:
             yield
         finally:
-            _set(before)
+            _keep(before)
 
 
-def _settings():
-    cache = "persistent_cache"
-    names = (
-        "compilation_cache_dir",
-        f"{cache}_min_compile_time_secs",
-        f"{cache}_enable_xla_caches",
-    )
-    return {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
+def _keeping():
+    return {name: getattr(jax.config, name) for name in _KEEP_ALL}
 
 
-def _set(settings):
+def _keep(settings):
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # the next program opens the folder

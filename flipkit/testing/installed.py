@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 from flipkit import plugins
 from flipkit.errors import ConfigurationError, FlipkitError, PluginError, UnknownName, nearest
-from flipkit.testing import elsewhere
 from flipkit.testing.check import Check, Checks, Outcome, run
 from flipkit.testing.datasets import check_dataset
 from flipkit.testing.encoders import check_encoder
@@ -77,13 +76,12 @@ def check_installed(
     """
     known: dict = {}  # what serves several names is checked once
     begun: list = []  # while one's process works, the quick checks of the next are run
-    with elsewhere.shared_programs():
-        for component in chosen(plugins.listing(*kinds), names):
-            started(component)
-            begun.append((component, _begin(component, known)))
-            if len(begun) > 1:
-                yield _end(*begun.pop(0))
-        yield from (_end(*left) for left in begun)
+    for component in chosen(plugins.listing(*kinds), names):
+        started(component)
+        begun.append((component, _begin(component, known)))
+        if len(begun) > 1:
+            yield _end(*begun.pop(0))
+    yield from (_end(*left) for left in begun)
 
 
 def chosen(components: list[plugins.Component], names) -> list[plugins.Component]:
