@@ -1,5 +1,6 @@
 """What tests share: the backend, a cache of their own, the smallest true model, fresh processes."""
 
+import gc
 import os
 import pathlib
 import subprocess
@@ -18,6 +19,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import numpy as np
 import pytest
+
+# Tracing makes many small objects that live: with Python's own threshold of 700, 6 % of the time went into
+# looking them through.
+gc.set_threshold(20_000, 50, 100)
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -102,11 +107,13 @@ def pairs():
 def fresh(cache):
     """Runs code in a new process, where `flipkit` is importable, and returns what it printed.
 
-    Keywords are environment variables: `fresh(code, KERAS_BACKEND="torch")`; None unsets one.
+    `devices` is how many CPU devices it has. Other keywords are environment variables:
+    `fresh(code, KERAS_BACKEND="torch")`; None unsets one.
     """
 
-    def run(code, **environment):
+    def run(code, devices=1, **environment):
         env = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}"}
+        env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
         env = {name: v for name, v in {**env, **environment}.items() if v is not None}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)

@@ -134,11 +134,8 @@ def test_fit_from_tf_data():
 
 def test_fit_on_eight_devices_equals_one(fresh):
     end = "print(history.history['loss'])"
-    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
-    eight = fresh(
-        program(on_eight_devices, f"import jax; assert jax.device_count() == 8; {end}"),
-        XLA_FLAGS=flags,
-    )
+    code = program(on_eight_devices, f"import jax; assert jax.device_count() == 8; {end}")
+    eight = fresh(code, devices=8)
     try:
         _, one = on_eight_devices()  # of which this process has one
     finally:

@@ -92,8 +92,7 @@ print(np.asarray(ids).tolist())
 
 
 def test_eight_devices_draw_what_one_does(fresh):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    found = json.loads(fresh(DEVICES, XLA_FLAGS=flags, JAX_PLATFORMS="cpu"))
+    found = json.loads(fresh(DEVICES, devices=8, JAX_PLATFORMS="cpu"))
     np.testing.assert_array_equal(found, masked(16, 16, 4, seed=3, step=5))
 
 

@@ -23,7 +23,8 @@ PAPER = (
     "clip_vitl",
     "flip_table1",
 )
-ALIKE = ("flip_vitb", "flip_vitl14", "flip_vith", "clip_vitl")  # tiny, they are what another one is
+# Tiny, they are what another one is.
+ALIKE = ("flip_vitb", "flip_vitl14", "flip_vith", "flip_table1", "clip_vitl")
 RECIPES = [
     pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in recipe.names()
 ]

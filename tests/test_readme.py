@@ -25,8 +25,9 @@ from PIL import Image
 import flipkit
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/keras_nlp.md", "docs/maskers.md")
-SLOW = ("docs/model_fit.md", "docs/weights.md")  # whose parts have quicker tests of their own
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/maskers.md")
+# Their parts have quicker tests of their own.
+SLOW = ("docs/keras_nlp.md", "docs/model_fit.md", "docs/weights.md")
 PAGES = tuple(f"docs/your_{kind}.md" for kind in ("masker", "encoder", "dataset", "schedule"))
 SHORTENED = {"flip_vitl": "--list"}  # recipe -> what is added to its command
 

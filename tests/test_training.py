@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import signal
 import subprocess
@@ -564,7 +563,7 @@ for distribution in ("data_parallel", "data_parallel", None):
     assert devices == (8 if distribution else 1), devices
 print(json.dumps(told))
 """,
-        XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        devices=8,
     )
     first, second, single = json.loads(printed.splitlines()[-1])
     assert first == second
