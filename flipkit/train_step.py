@@ -349,21 +349,22 @@ class Meter:
         """`train_function` with its input watched."""
 
         def function(state, iterator):
-            return train_function(state, self._watched(iterator))
+            return train_function(state, _Metered(iterator, self))
 
         return function
 
-    def _watched(self, iterator):
-        meter = self  # a class, as `flipkit.inputs.Watched` is one
 
-        class Watched:
-            def __next__(self):
-                start = time.perf_counter()
-                try:
-                    batch = next(iterator)
-                finally:
-                    meter.waited += time.perf_counter() - start
-                meter.pairs += len(keras.tree.flatten(batch)[0])
-                return batch
+class _Metered:
+    """An iterator of batches that `meter` counts; a class, as `flipkit.inputs.Watched` is one."""
 
-        return Watched()
+    def __init__(self, iterator, meter):
+        self.iterator, self.meter = iterator, meter
+
+    def __next__(self):
+        start = time.perf_counter()
+        try:
+            batch = next(self.iterator)
+        finally:
+            self.meter.waited += time.perf_counter() - start
+        self.meter.pairs += len(keras.tree.flatten(batch)[0])
+        return batch

@@ -1,7 +1,9 @@
 """Plain `model.fit`, as a Keras user writes it: no recipe, no run, at most 25 lines."""
 
+import gc
 import inspect
 import textwrap
+import weakref
 
 import keras
 import pytest
@@ -123,6 +125,24 @@ def test_fit_takes_several_steps_per_execution(tiny, pairs):
     model.compile("adamw", steps_per_execution=4)
     model.fit(pairs(64), batch_size=8, verbose=0)
     assert int(model.step) == 8
+
+
+def test_fit_lets_go_of_what_it_was_fed(tiny, pairs):
+    def batches():
+        yield pairs()
+        yield pairs()
+        yield pairs()  # which nobody asks for
+
+    model, given = tiny(), batches()
+    model.compile("adamw")
+    gc.disable()  # a cycle would keep the user's data until some collection
+    try:
+        model.fit(given, steps_per_epoch=2, verbose=0)
+        freed = weakref.ref(given)
+        del given
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_fit_from_tf_data():
