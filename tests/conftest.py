@@ -8,17 +8,13 @@ import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# A sixth of the compile time: XLA's own passes stay, LLVM's and the fusions' don't. Flags that are given
-# come after and win, so that a run with, say, --xla_cpu_max_isa=AVX2 takes no longer.
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
-        os.environ.get("XLA_FLAGS", ""),
-    )
-)
 
 import numpy as np
 import pytest
+
+from flipkit import process
+
+process.compile_quickly()
 
 # Tracing makes many small objects that live: with Python's own threshold of 700, 6 % of the time went into
 # looking them through.

@@ -95,3 +95,16 @@ def test_jax_looks_for_no_tpu_where_none_is(
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
     process.skip_absent_tpu()
     assert os.environ.get("JAX_PLATFORMS") == platforms
+
+
+def test_compiling_quickly_leaves_the_last_word_to_the_environment(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
+    process.compile_quickly()
+    first, *_, last = os.environ["XLA_FLAGS"].split()
+    assert (first, last) == (
+        "--xla_backend_optimization_level=0",
+        "--xla_backend_optimization_level=2",
+    )
+    monkeypatch.delenv("XLA_FLAGS")
+    process.compile_quickly()
+    assert os.environ["XLA_FLAGS"].startswith(first)

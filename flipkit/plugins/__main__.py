@@ -11,7 +11,7 @@ import sys
 
 from rich import box, console, padding, table
 
-from flipkit import plugins
+from flipkit import plugins, process
 from flipkit.errors import FlipkitError, UnknownName, nearest
 
 
@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(names, kinds, as_json):
     """Check what `names` mean, tell each component as it is checked, and print the verdicts."""
+    process.compile_quickly()
     from flipkit.testing.elsewhere import shared_programs  # imports Keras, which a list need not
     from flipkit.testing.installed import check_installed
 
