@@ -127,7 +127,8 @@ def test_fit_takes_several_steps_per_execution(tiny, pairs):
     assert int(model.step) == 8
 
 
-def test_fit_lets_go_of_what_it_was_fed(tiny, pairs):
+@pytest.mark.parametrize("use", ["fit", "evaluate", "predict"])
+def test_what_was_fed_is_let_go(tiny, pairs, use):
     def batches():
         yield pairs()
         yield pairs()
@@ -135,9 +136,10 @@ def test_fit_lets_go_of_what_it_was_fed(tiny, pairs):
 
     model, given = tiny(), batches()
     model.compile("adamw")
+    steps = {"steps_per_epoch" if use == "fit" else "steps": 2}
     gc.disable()  # a cycle would keep the user's data until some collection
     try:
-        model.fit(given, steps_per_epoch=2, verbose=0)
+        getattr(model, use)(given, verbose=0, **steps)
         freed = weakref.ref(given)
         del given
         assert freed() is None
