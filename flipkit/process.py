@@ -8,6 +8,7 @@ import platform
 import sys
 
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
+_HAS_FUSION_EMITTERS = "0.10."  # releases of jaxlib whose XLA is known to take the flag
 
 
 def take_huge_pages():
@@ -53,14 +54,15 @@ def _tpu_devices(root=pathlib.Path("/")):
     return found
 
 
-def compile_quickly():
-    """Has XLA compile for a CPU in a sixth of the time what then runs slower: for checks and tests.
+def skip_fusion_emitters():
+    """Has XLA compile for a CPU faster, and what it compiled run slower: for programs that run a few times.
 
-    XLA's own passes stay, LLVM's and the fusions' don't. What XLA_FLAGS says already comes after, and wins.
-    Call it before JAX compiles anything.
+    XLA ends a process that gives it a flag it doesn't know, so releases of jaxlib that were not tried are
+    left alone. What XLA_FLAGS says already comes after, and wins. Call it before JAX starts a backend.
     """
-    quickly = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = f"{quickly} {os.environ.get('XLA_FLAGS', '')}".strip()
+    if importlib.metadata.version("jaxlib").startswith(_HAS_FUSION_EMITTERS):
+        given = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {given}".rstrip()
 
 
 def cache_programs():

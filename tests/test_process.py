@@ -97,14 +97,19 @@ def test_jax_looks_for_no_tpu_where_none_is(
     assert os.environ.get("JAX_PLATFORMS") == platforms
 
 
-def test_compiling_quickly_leaves_the_last_word_to_the_environment(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
-    process.compile_quickly()
-    first, *_, last = os.environ["XLA_FLAGS"].split()
-    assert (first, last) == (
-        "--xla_backend_optimization_level=0",
-        "--xla_backend_optimization_level=2",
-    )
-    monkeypatch.delenv("XLA_FLAGS")
-    process.compile_quickly()
-    assert os.environ["XLA_FLAGS"].startswith(first)
+@pytest.mark.parametrize(
+    ("jaxlib", "given", "flags"),
+    [
+        ("0.10.2", "", "--xla_cpu_use_fusion_emitters=false"),
+        ("0.10.2", "--xla_dump_to=a", "--xla_cpu_use_fusion_emitters=false --xla_dump_to=a"),
+        ("0.11.0", "--xla_dump_to=a", "--xla_dump_to=a"),  # XLA may not know the flag any more
+        ("0.1.75", "", ""),
+    ],
+)
+def test_a_flag_goes_to_jaxlibs_that_know_it_and_before_what_was_given(
+    monkeypatch, jaxlib, given, flags
+):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"jaxlib": jaxlib}[name])
+    process.skip_fusion_emitters()
+    assert os.environ["XLA_FLAGS"] == flags
