@@ -4,6 +4,8 @@
 #   make test        what CI runs: lint, format, types, tests without the slow ones
 #   make test-slow   the slow tests
 #   make test-peers  open_clip and transformers load what flipkit writes, in .venv-peer
+#   make test-newest the tests with Keras's nightly build and the newest JAX, Grain and Orbax, in .venv-newest
+#   make test-oldest the tests with the oldest releases that pyproject.toml allows, in .venv-oldest
 #   make bench       step time with and without masks, beside the FLOPs; rates of the data
 #   make clean       removes what these made, .venv too
 
@@ -19,14 +21,17 @@ WORKERS := 2
 VENV := .venv
 BIN := $(VENV)/bin
 PEER := .venv-peer
-PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+NEWEST := .venv-newest
+OLDEST := .venv-oldest
+QUIET := --quiet --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install $(QUIET)
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 METADATA := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 # Where TensorFlow is installed, Keras imports it: only its errors are of interest here.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-slow test-peers bench clean
+.PHONY: help demo test test-slow test-peers test-newest test-oldest bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,12 +53,18 @@ test-slow: $(VENV)/.installed-dev
 test-peers: $(VENV)/.installed-dev $(PEER)/.installed
 	$(BIN)/python -m pytest -q -m peers tests/peers
 
+test-newest: $(NEWEST)/.installed
+	$(NEWEST)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not slow'
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not slow'
+
 bench: $(VENV)/.installed-demo
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/datasets.py
 
 clean:
-	rm -rf $(VENV) $(PEER) demo build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEER) $(NEWEST) $(OLDEST) demo build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -71,6 +82,22 @@ $(PEER)/.installed:
 	@echo "Making $(PEER): open_clip, transformers and torch"
 	@test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
 	@$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check 'open_clip_torch==3.3.0' 'transformers>=5.0,<6'
+	@touch $@
+
+# Keras's nightly build takes the place of Keras, which TensorFlow brings with it.
+$(NEWEST)/.installed: $(METADATA)
+	@echo "Making $(NEWEST): flipkit, its plugins, keras-nightly and the newest releases beside it"
+	@test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	@$(NEWEST)/bin/python -m pip install $(QUIET) --upgrade --upgrade-strategy eager -e '.[dev]' $(PLUGINS:%=-e %)
+	@$(NEWEST)/bin/python -m pip uninstall $(QUIET) --yes keras
+	@$(NEWEST)/bin/python -m pip install $(QUIET) --upgrade --pre --no-deps keras-nightly
+	@touch $@
+
+$(OLDEST)/.installed: $(METADATA) .ci/oldest.py
+	@echo "Making $(OLDEST): flipkit with the oldest releases that it allows"
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(PYTHON) .ci/oldest.py > $(OLDEST)/constraints.txt
+	@$(OLDEST)/bin/python -m pip install $(QUIET) -c $(OLDEST)/constraints.txt -e '.[dev]' $(PLUGINS:%=-e %)
 	@touch $@
 
 $(VENV)/.installed-dev: $(METADATA) | $(BIN)/python

@@ -21,24 +21,25 @@ _HOMES = {
     "Bytes": "tokenizers",
     "CaptionChoice": "evaluation",
     "CaptionedShapes": "datasets",
-    "Classifier": "classifier",
+    "Classifier": "models",
     "ClipBPE": "tokenizers",
     "ConfigurationError": "errors",
     "Constant": "schedules",
     "ContrastiveLoss": "losses",
     "DataError": "errors",
     "Dataset": "datasets",
-    "Distillation": "distillation",
+    "Distillation": "training.distillation",
     "Dropout": "layers",
-    "FLIP": "model",
+    "FLIP": "models",
     "Feed": "feed",
     "FlipkitError": "errors",
     "ImageTextShards": "datasets",
     "LARS": "optimizers",
     "Loss": "losses",
-    "MAEDecoder": "reconstruction",
+    "MAEDecoder": "models",
     "Masker": "maskers",
     "NamedCharacters": "datasets",
+    "Neighbours": "evaluation",
     "Phase": "training",
     "PluginError": "errors",
     "Preprocessing": "preprocessing",
@@ -58,35 +59,44 @@ _HOMES = {
     "WarmupCosine": "schedules",
     "WordPiece": "tokenizers",
     "ZeroShot": "evaluation",
-    "hookimpl": "hookspecs",
-    "load_model": "model",
+    "hookimpl": "plugins.hookspecs",
+    "load_model": "weights",
     "load_pretrained": "weights",
     "mask_phases": "training",
     "save_as": "weights",
     "scaled": "recipe",
 }
-_MODULES = (
-    "callbacks",
-    "datasets",
-    "encoders",
-    "errors",
-    "evaluation",
-    "layers",
-    "losses",
-    "maskers",
-    "optimizers",
-    "plugins",
-    "preprocessing",
-    "prompts",
-    "random",
-    "registry",
-    "schedules",
-    "study",
-    "testing",
-    "tokenizers",
-    "training",
-    "weights",
-)
+_MODULES = {
+    name: name
+    for name in (
+        "callbacks",
+        "configs",
+        "datasets",
+        "encoders",
+        "errors",
+        "evaluation",
+        "files",
+        "keras_inside",
+        "layers",
+        "losses",
+        "maskers",
+        "models",
+        "optimizers",
+        "paths",
+        "plugins",
+        "preprocessing",
+        "random",
+        "recipe",
+        "registry",
+        "schedules",
+        "settings",
+        "study",
+        "testing",
+        "tokenizers",
+        "training",
+        "weights",
+    )
+} | {"prompts": "evaluation.prompts"}
 
 __all__ = sorted([*_HOMES, *_MODULES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -127,7 +137,7 @@ _give_simulated_devices_threads()
 
 def __getattr__(name):
     if name in _MODULES:
-        return importlib.import_module(f"flipkit.{name}")
+        return importlib.import_module(f"flipkit.{_MODULES[name]}")
     if name in _HOMES:
         return getattr(importlib.import_module(f"flipkit.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'flipkit' has no attribute {name!r}")

@@ -3,35 +3,38 @@
 
 from flipkit import (
     callbacks as callbacks,
+    configs as configs,
     datasets as datasets,
     encoders as encoders,
     errors as errors,
     evaluation as evaluation,
+    files as files,
+    keras_inside as keras_inside,
     layers as layers,
     losses as losses,
     maskers as maskers,
+    models as models,
     optimizers as optimizers,
+    paths as paths,
     plugins as plugins,
     preprocessing as preprocessing,
-    prompts as prompts,
     random as random,
+    recipe as recipe,
     registry as registry,
     schedules as schedules,
+    settings as settings,
     study as study,
     testing as testing,
     tokenizers as tokenizers,
     training as training,
     weights as weights,
 )
-from flipkit.classifier import Classifier as Classifier
+from flipkit.evaluation import prompts as prompts
 from flipkit.datasets import (
     CaptionedShapes as CaptionedShapes,
     Dataset as Dataset,
     ImageTextShards as ImageTextShards,
     NamedCharacters as NamedCharacters,
-)
-from flipkit.distillation import (
-    Distillation as Distillation,
 )
 from flipkit.encoders import (
     TextTransformer as TextTransformer,
@@ -48,11 +51,13 @@ from flipkit.errors import (
 from flipkit.evaluation import (
     Accuracy as Accuracy,
     CaptionChoice as CaptionChoice,
+    Neighbours as Neighbours,
     Retrieval as Retrieval,
     ZeroShot as ZeroShot,
 )
-from flipkit.feed import Feed as Feed
-from flipkit.hookspecs import hookimpl as hookimpl
+from flipkit.feed import (
+    Feed as Feed,
+)
 from flipkit.layers import (
     Attention as Attention,
     Dropout as Dropout,
@@ -67,22 +72,29 @@ from flipkit.maskers import (
     PrioritisedMasker as PrioritisedMasker,
     RandomMasker as RandomMasker,
 )
-from flipkit.model import (
+from flipkit.models import (
+    Classifier as Classifier,
     FLIP as FLIP,
-    load_model as load_model,
+    MAEDecoder as MAEDecoder,
 )
 from flipkit.optimizers import (
     AdamW as AdamW,
     LARS as LARS,
+)
+from flipkit.plugins.hookspecs import (
+    hookimpl as hookimpl,
 )
 from flipkit.preprocessing import (
     Augment as Augment,
     Preprocessing as Preprocessing,
     RandAugment as RandAugment,
 )
-from flipkit.random import Seed as Seed
-from flipkit.recipe import scaled as scaled
-from flipkit.reconstruction import MAEDecoder as MAEDecoder
+from flipkit.random import (
+    Seed as Seed,
+)
+from flipkit.recipe import (
+    scaled as scaled,
+)
 from flipkit.schedules import (
     Constant as Constant,
     Schedule as Schedule,
@@ -100,7 +112,11 @@ from flipkit.training import (
     Run as Run,
     mask_phases as mask_phases,
 )
+from flipkit.training.distillation import (
+    Distillation as Distillation,
+)
 from flipkit.weights import (
+    load_model as load_model,
     load_pretrained as load_pretrained,
     save_as as save_as,
 )

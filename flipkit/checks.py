@@ -1,10 +1,31 @@
-"""Numbers that settings may have: each check names the argument, what was expected and what came."""
+"""Values that settings may have: numbers within bounds, sizes of pictures, seeds."""
 
 import math
 import numbers
+import operator
+import typing
 from typing import Any
 
 from flipkit.errors import ConfigurationError
+
+Size = int | tuple[int, int]  # how a parameter says that it takes one
+
+
+def sides(size) -> tuple[int, int]:
+    """(height, width) of a size that may be one number for both."""
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return height, width
+
+
+def is_size(value) -> bool:
+    """Whether it is whole pixels above 0: one side, or a list or tuple of both."""
+    both = value if isinstance(value, (list, tuple)) else (value, value)
+    return len(both) == 2 and all(type(side) is int and side > 0 for side in both)
+
+
+def takes_size(annotation) -> bool:
+    """Whether a parameter with this annotation takes a size, such as `Size` or `Size | None`."""
+    return set(typing.get_args(Size)) <= set(typing.get_args(annotation))
 
 
 def whole(least=1, **arguments):
@@ -42,3 +63,24 @@ def share(**arguments: Any):
 def _is_real(value):
     """Whether it is a finite number, of Python or NumPy."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def checked_seed(seed, bits: int = 64) -> int:
+    """`seed` as a Python int, which fits `bits` bits with its sign.
+
+    Whoever draws from fewer bits than a seed has would give two seeds one stream: he says here how
+    many he uses, and a seed that needs more is refused.
+
+    Raises:
+        ConfigurationError: it is no whole number, or out of range.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = None
+    if number is None or not -(1 << (bits - 1)) <= number < 1 << (bits - 1):
+        raise ConfigurationError(
+            f"Expected a seed: a whole number from -2^{bits - 1} to 2^{bits - 1} - 1. "
+            f"Received: seed={seed!r}"
+        )
+    return number

@@ -7,9 +7,6 @@ from collections.abc import Iterable
 class FlipkitError(ValueError):
     """Something the user can put right. The command line prints it without a traceback."""
 
-    # So that Keras doesn't wrap one that a layer raises into what the layer was called with.
-    _keras_call_info_injected = True
-
 
 class ConfigurationError(FlipkitError):
     """A setting has a value it can't have, or two settings contradict each other."""

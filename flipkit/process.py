@@ -26,6 +26,14 @@ def take_huge_pages():
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
+def stay_on_cpu():
+    """Keeps JAX on the CPU: a TPU is lent to one process only, perhaps to one that trains.
+
+    Call it before JAX is imported.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
 def skip_absent_tpu():
     """Keeps JAX from looking for a TPU where libtpu is installed and no TPU is there.
 

@@ -9,11 +9,13 @@ import contextvars
 import hashlib
 import operator
 import zlib
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from flipkit import keras_inside
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
 
@@ -140,13 +142,14 @@ def initial_values(layer, seed: int):
         yield
         for variable in layer.variables:
             # Keras keeps the initialiser of a variable created in a StatelessScope until it leaves.
-            initializer = variable._initializer
+            initializer: Any = keras_inside.initializer(variable)
             key = _initial_key(canonical(variable.path), seed)
             config = getattr(initializer, "get_config", dict)()
             if "seed" in config:  # every random initialiser of Keras has one
-                variable._initializer = type(initializer).from_config({**config, "seed": key})
+                seeded = type(initializer).from_config({**config, "seed": key})
+                keras_inside.set_initializer(variable, seeded)
             elif initializer is not None and variable.name == "seed_generator_state":
-                variable._initializer = _SeedState(key)
+                keras_inside.set_initializer(variable, _SeedState(key))
 
 
 def _initial_key(path, seed):
@@ -176,10 +179,10 @@ def start_with(variable, value):
         value: an array, or a function without arguments that returns one. It is called when the
             variable gets its value: never where only shapes are wanted.
     """
-    if getattr(variable, "_initializer", None) is None:
+    if keras_inside.initializer(variable) is None:
         variable.assign(value() if callable(value) else value)
     else:
-        variable._initializer = _Given(variable.path, value)
+        keras_inside.set_initializer(variable, _Given(variable.path, value))
 
 
 class _Given:

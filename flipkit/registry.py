@@ -1,15 +1,14 @@
 """Names to components, as `keras.activations.get` does it; plain objects that know their config."""
 
-import contextlib
 import functools
 import inspect
-import sys
 from typing import Any
 
 import keras
 
 from flipkit import plugins
 from flipkit.errors import ConfigurationError
+from flipkit.keras_inside import without_tensorflow as without_tensorflow
 
 
 def register(cls):
@@ -46,24 +45,6 @@ def serialize(value) -> Any:
         return value
     with without_tensorflow():
         return keras.saving.serialize_keras_object(value)
-
-
-@contextlib.contextmanager
-def without_tensorflow():
-    """Inside it Keras serialises without importing TensorFlow, which would take seconds and a GPU.
-
-    Keras 3.15 asks, of everything it serialises, whether it is a TensorShape, and imports TensorFlow
-    wherever it is installed to do so. One that is imported already stays in use.
-    """
-    lazy = keras.src.utils.module_utils.tensorflow
-    untouched = "tensorflow" not in sys.modules and lazy._available is None
-    if untouched:
-        lazy._available = False
-    try:
-        yield
-    finally:
-        if untouched:
-            lazy._available = None
 
 
 def deserialize(value) -> Any:

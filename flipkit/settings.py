@@ -3,9 +3,10 @@
 import ast
 import inspect
 import math
+from collections.abc import Mapping
 
-from flipkit.errors import ConfigurationError
-from flipkit.sizes import is_size, takes_size
+from flipkit.checks import is_size, takes_size
+from flipkit.errors import ConfigurationError, UnknownName, nearest
 
 REQUIRED = inspect.Parameter.empty  # in the place of a default
 
@@ -14,7 +15,7 @@ def as_like(value, likes, name, annotation=None):
     """`value` in the type of one of `likes`: what it replaces, and what its owner has by default.
 
     None is always taken, and anything where nothing is known of the type. A parameter whose annotation
-    is a `flipkit.sizes.Size` takes one side or a pair, whatever it replaces.
+    is a `flipkit.checks.Size` takes one side or a pair, whatever it replaces.
 
     Raises:
         ConfigurationError: it is like none of them.
@@ -73,3 +74,22 @@ def split_settings(arguments) -> dict[str, str]:
             raise ConfigurationError(f"Expected name=value. Received: {argument!r}")
         settings[name] = value
     return settings
+
+
+def read(texts: Mapping[str, str], known: Mapping[str, object], likes: dict | None = None) -> dict:
+    """{name: value} of what was typed, each in the type of its default.
+
+    Args:
+        texts: {name: text}, as `split_settings` returns them.
+        known: {name: default} of all that can be set; REQUIRED or None stands for any type.
+        likes: {name: a value of the type wanted}, where a default has none.
+
+    Raises:
+        UnknownName: a name is not known; names the nearest one.
+        ConfigurationError: a value has another type than its default.
+    """
+    for name in texts:
+        if name not in known:
+            raise UnknownName(f"Unknown setting {name!r}. {nearest(name, known)}")
+    typed = {**known, **(likes or {})}
+    return {name: as_like(parse(text), [typed[name]], name) for name, text in texts.items()}

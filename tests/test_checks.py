@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import flipkit
-from flipkit import checks, errors, recipe, settings, sizes
-from flipkit.sizes import Size
+from flipkit import checks, errors, recipe, settings
+from flipkit.checks import Size
 
 TOWER = {"image_size": 16, "patch_size": 8, "dim": 16, "depth": 1, "heads": 2}
 TEXT = {"vocab": 32, "length": 6, "dim": 16, "depth": 1, "heads": 2}
@@ -109,17 +109,17 @@ def test_the_sentence_tells_the_bounds():
 
 
 def test_a_size_is_one_side_or_both():
-    assert sizes.sides(32) == (32, 32)
-    assert sizes.sides([32, 48]) == (32, 48)
-    assert all(map(sizes.is_size, (1, (32, 48), [32, 48])))
-    assert not any(map(sizes.is_size, (0, True, "32", 3.2, None, (1,), (1, 0), (1, 2, 3))))
+    assert checks.sides(32) == (32, 32)
+    assert checks.sides([32, 48]) == (32, 48)
+    assert all(map(checks.is_size, (1, (32, 48), [32, 48])))
+    assert not any(map(checks.is_size, (0, True, "32", 3.2, None, (1,), (1, 0), (1, 2, 3))))
 
 
 def test_a_parameter_says_by_its_annotation_that_it_takes_a_size():
     for annotation in (Size, Size | None, int | tuple[int, int]):
-        assert sizes.takes_size(annotation)
+        assert checks.takes_size(annotation)
     for annotation in (int, tuple[int, int], int | None, None, "Size"):
-        assert not sizes.takes_size(annotation)
+        assert not checks.takes_size(annotation)
 
 
 def test_a_size_replaces_a_size_of_the_other_form():

@@ -10,8 +10,8 @@ import pytest
 import flipkit
 from flipkit import evaluation, recipe
 from flipkit.errors import ConfigurationError, DataError
-from flipkit.journal import read_metrics
 from flipkit.random import Seed
+from flipkit.records.journal import read_metrics
 
 
 def tower(**changes):
@@ -298,7 +298,7 @@ def test_a_run_begins_with_the_tower_of_a_flip_goes_on_and_keeps_records(
     pretrained, tmp_path, monkeypatch
 ):
     flip, path = pretrained
-    monkeypatch.setattr("flipkit.report.pyplot", lambda: None)
+    monkeypatch.setattr("flipkit.records.drawing.pyplot", lambda: None)
     said = []
     model = describe(path).start(tmp_path / "whole", say=said.append)
     assert not any("Another setting" in line for line in said)
@@ -350,7 +350,7 @@ def test_a_described_flip_has_no_weights(pretrained):
 
 
 def test_a_tiny_recipe_is_judged(tmp_path, monkeypatch):
-    monkeypatch.setattr("flipkit.report.pyplot", lambda: None)
+    monkeypatch.setattr("flipkit.records.drawing.pyplot", lambda: None)
     run = recipe.make(recipe.load("linear_probe"), {"scale": "tiny", "test": "some-*.tar"})
     run.start(tmp_path)
     [row] = read_metrics(tmp_path)[-1:]

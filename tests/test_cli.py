@@ -1,5 +1,6 @@
 """The command lines: what they print, what they leave, and how they answer mistakes."""
 
+import functools
 import io
 import json
 import os
@@ -16,8 +17,11 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from flipkit import commands, evaluate, meanings, recipe, run
-from flipkit.journal import _Keep
+from flipkit import position, recipe
+from flipkit.commands import shell
+from flipkit.recipe import meanings
+from flipkit.records.journal import Journal
+from flipkit.training.loop import Loop, _Windows
 
 HERE = pathlib.Path(__file__).parents[1]
 TINY = '''"""A tiny run of four steps, for tests."""
@@ -88,15 +92,10 @@ def cli(folder, monkeypatch, capsys):
     """Runs a command line in this process, in `folder`: (exit code, printed, complained)."""
     monkeypatch.chdir(folder)
 
-    def call(*arguments, program=run):
-        for name in ("workdir", "recipes", "list"):
-            flags.FLAGS[name].unparse()
-        flags.FLAGS.set_gnu_getopt(True)
-        code = program.main(flags.FLAGS(["program", *map(str, arguments)]))
-        return code, *capsys.readouterr()
+    def call(*arguments, program="run"):
+        return shell.call(program, [*map(str, arguments)]), *capsys.readouterr()
 
-    yield call
-    flags.FLAGS.unparse_flags()
+    return call
 
 
 def complaint(answer):
@@ -171,16 +170,19 @@ def terminal(monkeypatch):
 
 
 def keep(say):
-    """Two windows of a run, as its journal sees them."""
-    journal = types.SimpleNamespace(shows_progress=True, last={}, seconds=0.0, rejected=0, say=say)
-    journal.reject = journal.write = lambda rows: None
-    journal.programs = {}
+    """Two windows of a run, as its loop sees them."""
     phase = types.SimpleNamespace(steps=4, samples=32, batch_size=8)
-    told = types.SimpleNamespace(phases=[phase], steps=4)
-    callback = _Keep(journal, told, 0, 0, types.SimpleNamespace(rejects=[]))
-    meter = types.SimpleNamespace(programs=1)
-    rate = types.SimpleNamespace(learning_rate=0.25)
-    callback.set_model(types.SimpleNamespace(meter=meter, optimizer=rate))
+    model = types.SimpleNamespace(
+        meter=types.SimpleNamespace(programs=1),
+        optimizer=types.SimpleNamespace(learning_rate=0.25, use_ema=False),
+        trainable_variables=[],
+    )
+    told = types.SimpleNamespace(
+        phases=[phase], steps=4, model=model, evaluators={}, log_every=2, evaluate_every=0
+    )
+    told.position = functools.partial(position.at, told.phases)
+    callback = _Windows(Loop(told, Journal(None, {}), say), 0, 0, types.SimpleNamespace(rejects=[]))
+    callback.set_model(model)
     callback.on_train_begin()
     for window in range(2):
         for batch in range(2):
@@ -246,13 +248,13 @@ def test_what_can_be_set_is_listed(cli):
 def test_finished_run_is_judged_and_the_findings_kept(finished, cli):
     workdir, _ = finished
     data = "data=train-*.tar"
-    code, printed, _ = cli(workdir, "zero_shot", data, "classnames=names.json", program=evaluate)
+    code, printed, _ = cli(workdir, "zero_shot", data, "classnames=names.json", program="evaluate")
     assert code == 0
     assert "top1" in printed
     [found] = json.loads((workdir / "evaluations.json").read_text())["results"]
     assert found["found"]["count"] == 32
     assert found["settings"]["classnames"] == "names.json"
-    code, printed, _ = cli(workdir / "model.keras", "retrieval", data, program=evaluate)
+    code, printed, _ = cli(workdir / "model.keras", "retrieval", data, program="evaluate")
     assert code == 0
     found = json.loads((workdir / "evaluations.json").read_text())["results"][-1]["found"]
     assert (found["images"], found["texts"]) == (32, 20)
@@ -348,23 +350,24 @@ def test_arguments_are_read_from_a_docstring():
     ],
 )  # fmt: skip
 def test_flag_that_is_none_is_answered_in_a_line(capsys, words, settings, told):
-    with pytest.raises(SystemExit) as end:
-        commands.parsed(["program", "tiny.py", *words], ["workdir", "list"], settings)
-    assert end.value.code == 2
+    own = shell.Flags()
+    for name in ("workdir", "list"):
+        flags.DEFINE_string(name, None, "", flag_values=own)
+    assert shell.answer(lambda words: own.words(words, "", settings), ["tiny.py", *words]) == 2
     assert capsys.readouterr().err == f"flipkit: {told}\n"
 
 
 def test_every_command_starts_alike():
-    started = [
-        path.name for path in (HERE / "flipkit").glob("*.py") if "app.run(" in path.read_text()
-    ]
-    assert {*started} == {"commands.py"}
+    doors = [path for path in (HERE / "flipkit").glob("*.py") if "__main__" in path.read_text()]
+    doors += (HERE / "flipkit").glob("*/__main__.py")
+    names = {re.search(r'^    shell.start\("(\w+)"\)$', p.read_text(), re.M)[1] for p in doors}
+    assert names == shell.own_commands().keys()
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "Expected a recipe: python -m flipkit.run RECIPE"),
+        ([], "Expected a recipe: flipkit run RECIPE"),
         (["flip_vitll"], "Did you mean 'flip_vitl'? Known:"),
         (["missing/tinny.py"], "No recipe file: missing/tinny.py"),
         (["empty.py"], "empty.py has no function `recipe`"),
@@ -448,12 +451,12 @@ def test_a_mistake_leaves_the_workdir_free(cli, tmp_path):
 )  # fmt: skip
 def test_evaluate_answers_a_mistake_with_one_message(finished, cli, folder, arguments, told):
     (folder / "running").mkdir(exist_ok=True)
-    assert told in complaint(cli(*arguments, program=evaluate))
+    assert told in complaint(cli(*arguments, program="evaluate"))
 
 
 def test_a_file_that_is_no_model_is_refused(finished, cli, folder):
     shutil.copy(folder / "names.json", folder / "names.keras")
-    told = complaint(cli("names.keras", "retrieval", "data=train-1.tar", program=evaluate))
+    told = complaint(cli("names.keras", "retrieval", "data=train-1.tar", program="evaluate"))
     assert "names.keras" in told
 
 

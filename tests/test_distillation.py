@@ -7,8 +7,8 @@ import pytest
 from keras import ops
 
 import flipkit
-from flipkit.distillation import divergence
 from flipkit.errors import ConfigurationError
+from flipkit.training.distillation import divergence
 
 
 @pytest.fixture(scope="module")

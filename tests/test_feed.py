@@ -9,8 +9,8 @@ from PIL import Image
 
 import flipkit
 from flipkit import Feed
+from flipkit.checks import checked_seed
 from flipkit.errors import BadSample, ConfigurationError, DataError
-from flipkit.seeds import checked_seed
 from flipkit.tokenizers import Bytes, WordPiece
 
 SIZE = 16  # pixels

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 import flipkit
-from flipkit import run as command
+from flipkit.commands import run_recipe as command
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
+from flipkit.training import loop
 
 NEVER = ["image/block_00/attention", "text/position"]
 
@@ -181,7 +182,7 @@ def start(run, folder, until=None):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flipkit.report.pyplot", lambda: None)
+        patch.setattr("flipkit.records.drawing.pyplot", lambda: None)
         if until is None:
             return run.start(folder, say=say)
         with pytest.raises(Killed):
@@ -193,16 +194,17 @@ def start(run, folder, until=None):
 def tuned(tiny, tmp_path_factory):
     """A finished run, and the weights with which each of its phases was entered."""
     entered, optimizers = [], []
-    enter = flipkit.Run._enter
+    enter = loop.Loop.enter
 
-    def watched(run, index, previous):
-        enter(run, index, previous)
-        entered.append(values(run.model))
-        state = {v.path.split("/")[-1]: np.array(v) for v in run.model.optimizer.variables}
+    def watched(self, index, previous):
+        enter(self, index, previous)
+        model = self.run.model
+        entered.append(values(model))
+        state = {v.path.split("/")[-1]: np.array(v) for v in model.optimizer.variables}
         optimizers.append(state)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flipkit.Run, "_enter", watched)
+        patch.setattr(loop.Loop, "enter", watched)
         model = start(lit(tiny), tmp_path_factory.mktemp("tuned"))
     return model, entered, optimizers
 

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 import flipkit
-from flipkit import hookspecs, plugins
-from flipkit.plugins import __main__ as command
+from flipkit import plugins
+from flipkit.commands import list_plugins as command
+from flipkit.commands import shell
+from flipkit.plugins import hookspecs
 from flipkit.testing import installed
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -223,7 +225,7 @@ def test_what_is_checked_can_be_chosen(three, capsys, monkeypatch, arguments, na
         "_run_quick",
         lambda judgement, make: installed.Verdict(judgement._component, "conforms"),
     )
-    command.main(["--json", "--check", *arguments])
+    shell.answer(command.main, ["--json", "--check", *arguments])
     out, progress = capsys.readouterr()
     assert [v["name"] for v in json.loads(out)["verdicts"]] == names
     told = [line for line in progress.splitlines() if line.startswith("Checking ")]
@@ -241,7 +243,7 @@ def test_what_is_checked_can_be_chosen(three, capsys, monkeypatch, arguments, na
     ],
 )
 def test_a_wrong_name_is_answered_with_the_nearest(three, capsys, arguments, told):
-    assert command.main(["--check", *arguments]) == 2
+    assert shell.answer(command.main, ["--check", *arguments]) == 2
     out, said = capsys.readouterr()
     assert out == ""
     assert told in said
@@ -250,13 +252,13 @@ def test_a_wrong_name_is_answered_with_the_nearest(three, capsys, arguments, tol
 def test_the_command_prints_a_table_and_what_fails(offer, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     offer("mine", schedules={"slow": Sound, "low": Negative})
-    assert command.main(["--check", "slow"]) == 0
+    assert shell.answer(command.main, ["--check", "slow"]) == 0
     out, progress = capsys.readouterr()
     told = "Checking schedules slow (mine 1.2)\n  slow: conforms: 7 checks in "
     assert told in progress
     assert "Plugin mine" not in out
     assert " ".join(out.splitlines()[3].split()).startswith("schedules slow mine 1.2 conforms: 7")
-    assert command.main(["--check"]) == 1
+    assert shell.answer(command.main, ["--check"]) == 1
     table, _, below = capsys.readouterr().out.partition("Plugin mine ")
     assert "fails: 1 of 7 checks" in table
     assert below.startswith("1.2 (entry point: plugins.register, hook: flipkit_schedules): ")
@@ -265,7 +267,7 @@ def test_the_command_prints_a_table_and_what_fails(offer, capsys, monkeypatch):
 
 def test_json_has_every_check(offer, capsys):
     offer("mine", schedules={"low": Meant})
-    assert command.main(["--check", "--json"]) == 0
+    assert shell.answer(command.main, ["--check", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     (found,) = told["verdicts"]
     assert (found["name"], found["distribution"], found["verdict"]) == ("low", "mine", "conforms")
@@ -281,9 +283,9 @@ def test_a_plugin_that_is_broken_is_told_where_it_is_asked_for(offer, capsys, mo
     plugins._loaded().fault(
         plugins.Source("absent", "1.0", "absent = absent"), "all", "importing it raised", "Mend it"
     )
-    assert command.main(["--check", "mine"]) == 0
-    assert command.main(["--check", "absent"]) == 1
-    assert command.main(["--check"]) == 1
+    assert shell.answer(command.main, ["--check", "mine"]) == 0
+    assert shell.answer(command.main, ["--check", "absent"]) == 1
+    assert shell.answer(command.main, ["--check"]) == 1
     assert "Plugin absent 1.0 (entry point: absent = absent, hook: all)" in capsys.readouterr().out
 
 

@@ -238,7 +238,7 @@ def test_the_softmax_of_bfloat16_attention_is_float32(monkeypatch):
         seen.append(x.dtype)
         return softmax(x, **kwargs)
 
-    monkeypatch.setattr(layers.ops, "softmax", watched)
+    monkeypatch.setattr(ops, "softmax", watched)
     layer = layers.Attention(8, 2, impl="einsum", dtype="mixed_bfloat16")
     outputs = run(layer, noise(2, 5, 8))
     assert outputs.dtype == "bfloat16"

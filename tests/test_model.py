@@ -346,7 +346,7 @@ def test_pixels_are_normalised_as_the_preprocessing_says(plain, pairs, close):
 
 
 def test_a_zero_vector_stays_finite(plain):
-    from flipkit.model import _unit
+    from flipkit.models.flip import _unit
 
     found, gradient = jax.value_and_grad(lambda x: _unit(x).sum())(np.zeros((1, 4), "float32"))
     assert found == 0

@@ -8,11 +8,12 @@ import h5py
 import msgpack
 import numpy as np
 import pytest
-from absl import flags
 
 import flipkit
-from flipkit import convert, evaluate, findings, layers, show, weights
+from flipkit import layers, weights
+from flipkit.commands import evaluate_model, printing, shell
 from flipkit.errors import ConfigurationError, FlipkitError
+from flipkit.records import findings
 from flipkit.weights import initial, keras_hub, t5x, tensors
 
 DATA = ["data=captioned_shapes", "data.size=6", "data.image_size=32"]
@@ -114,7 +115,7 @@ def models(tmp_path_factory):
     """A folder with a MODEL of every kind under its name."""
     folder, made, pair = tmp_path_factory.mktemp("kinds"), clip(), siglip()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flipkit.report.pyplot", lambda: None)
+        patch.setattr("flipkit.records.drawing.pyplot", lambda: None)
         write_run(clip("bytes"), folder / "finished run", finished=True)
     shutil.copytree(folder / "finished run", folder / "run")
     (folder / "run" / "model.keras").unlink()
@@ -152,14 +153,9 @@ def command(models, monkeypatch, capsys):
     monkeypatch.chdir(models)
 
     def call(program, *arguments):
-        for name in ("format", "verify", "image_size", "tokenizer", "results"):
-            flags.FLAGS[name].unparse()
-        flags.FLAGS.set_gnu_getopt(True)
-        code = program.main(flags.FLAGS(["program", *map(str, arguments)]))
-        return code, *capsys.readouterr()
+        return shell.call(program, [*map(str, arguments)]), *capsys.readouterr()
 
-    yield call
-    flags.FLAGS.unparse_flags()
+    return call
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,7 +163,7 @@ def test_every_kind_is_evaluated_with_its_tokenizer(kind, command, tmp_path):
     given = [] if KINDS[kind] is None else [f"model.tokenizer={KINDS[kind]}"]
     out = tmp_path / "found.json"
     code, printed, complained = command(
-        evaluate, kind, "retrieval", *DATA, *given, f"--results={out}"
+        "evaluate", kind, "retrieval", *DATA, *given, f"--results={out}"
     )
     assert (code, complained) == (0, "")
     assert max(map(len, printed.splitlines()[:-1])) <= 80
@@ -175,7 +171,7 @@ def test_every_kind_is_evaluated_with_its_tokenizer(kind, command, tmp_path):
     assert entry["model"] == kind
     assert entry["found"]["images"] == 6
     if given:
-        code, _, complained = command(evaluate, kind, "retrieval", *DATA, f"--results={out}")
+        code, _, complained = command("evaluate", kind, "retrieval", *DATA, f"--results={out}")
         assert code == 2
         assert "Add model.tokenizer=FILE" in complained
 
@@ -184,14 +180,14 @@ def test_every_kind_is_evaluated_with_its_tokenizer(kind, command, tmp_path):
 def test_every_kind_is_converted_and_shown_and_begun_from(kind, command, models, tmp_path):
     given = [] if KINDS[kind] is None else [f"--tokenizer={KINDS[kind]}"]
     target = tmp_path / "out.keras"
-    code, _, complained = command(convert, kind, target, *given)
+    code, _, complained = command("convert", kind, target, *given)
     assert (code, complained) == (0, "")
     model, source = flipkit.load_pretrained(target), flipkit.load_pretrained(models / kind)
     assert model.tokenizer.trained
     initial.take_weights(model, source, kind)  # as a run's init=
     for path, value in tensors.weights(source).items():
         np.testing.assert_array_equal(tensors.weights(model)[path], value, err_msg=path)
-    code, _, complained = command(show, "masks", f"model={kind}", f"out={tmp_path}/masks.png")
+    code, _, complained = command("show", "masks", f"model={kind}", f"out={tmp_path}/masks.png")
     assert (code, complained) == (0, "")
     assert (tmp_path / "masks.png").stat().st_size
 
@@ -212,8 +208,8 @@ def test_what_is_no_model_is_answered_with_the_nearest_thing(models, command, mo
         ("somewhere", "a folder of open_clip, Hugging Face, KerasHub"),
     ):
         for program, rest in (
-            (evaluate, ("retrieval", *DATA)),
-            (convert, ("out.keras",)),
+            ("evaluate", ("retrieval", *DATA)),
+            ("convert", ("out.keras",)),
         ):
             code, _, complained = command(program, where, *rest)
             assert code == 2
@@ -221,7 +217,7 @@ def test_what_is_no_model_is_answered_with_the_nearest_thing(models, command, mo
         with pytest.raises(FlipkitError) as problem:
             weights.load_pretrained(where)  # as init= does
         assert told in str(problem.value)
-        code, _, complained = command(show, "masks", f"model={where}")
+        code, _, complained = command("show", "masks", f"model={where}")
         assert code == 2
         assert told in complained
 
@@ -239,7 +235,7 @@ def test_what_is_no_model_is_answered_with_the_nearest_thing(models, command, mo
 def test_tokenizer_that_can_not_be_given_is_refused(given, told, models, command):
     (models / "somewhere").mkdir(exist_ok=True)
     code, _, complained = command(
-        evaluate, "siglip", "retrieval", *DATA, f"model.tokenizer={given}"
+        "evaluate", "siglip", "retrieval", *DATA, f"model.tokenizer={given}"
     )
     assert code == 2
     assert told in complained
@@ -296,7 +292,7 @@ def test_a_file_of_something_else_is_not_overwritten(models, command, tmp_path):
     for text in ("{}", "[1]", '{"results": [{"model": "m"}]}', "no json"):
         out.write_text(text)
         code, _, complained = command(
-            evaluate, "clip.keras", "retrieval", *DATA, f"--results={out}"
+            "evaluate", "clip.keras", "retrieval", *DATA, f"--results={out}"
         )
         assert code == 2
         assert "holds something else" in complained
@@ -307,7 +303,7 @@ def test_tables_of_what_was_found_fit_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     groups = ["", *(f"group {i}/" for i in range(9))]
     found = {f"{g}{m}": 0.5 for g in groups for m in ("top1", "top5", "mrr", "count", "non_finite")}
-    evaluate.commands.console().print(evaluate.table(found, "zero_shot of runs/flip"))
+    printing.console().print(evaluate_model.table(found, "zero_shot of runs/flip"))
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert "group 8" in printed

@@ -315,7 +315,7 @@ def test_an_unknown_data_set_is_refused():
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_trains_two_steps_a_phase_at_tiny_scale(name, tmp_path, monkeypatch):
     # A picture takes longer than the steps.
-    monkeypatch.setattr("flipkit.report.pyplot", lambda: None)
+    monkeypatch.setattr("flipkit.records.drawing.pyplot", lambda: None)
     whole, run = recipe.load(name)(), recipe.make(recipe.load(name), {"scale": "tiny"})
     assert len(run.phases) == len(whole.phases)
     assert run.steps == 2 * len(run.phases)

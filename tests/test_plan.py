@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import keras
 import pytest
-from absl import flags
 from keras import ops
 
 import flipkit
-from flipkit import plan, planning, recipe
+from flipkit import planning, recipe
+from flipkit.commands import shell
 from flipkit.errors import ConfigurationError
 from flipkit.planning import Towers
 
@@ -232,12 +232,7 @@ def check(run):
 
 def command(*arguments):
     """Runs the command line in this process; returns its exit code."""
-    flags.FLAGS["json"].unparse()
-    flags.FLAGS.set_gnu_getopt(True)
-    try:
-        return plan.main(flags.FLAGS(["plan", *map(str, arguments)]))
-    finally:
-        flags.FLAGS.unparse_flags()
+    return shell.call("plan", [*map(str, arguments)])
 
 
 def test_the_command_prints_the_papers_figures(vitl):
@@ -260,7 +255,7 @@ def test_the_command_takes_settings_as_run_does(capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "Expected a recipe: python -m flipkit.plan RECIPE"),
+        ([], "Expected a recipe: flipkit plan RECIPE"),
         (["flip_vitll"], "Did you mean 'flip_vitl'"),
         (["flip_vitl", "model.image.deph=48"], "Did you mean 'model.image.depth'"),
         (["flip_vitl", "depth"], "Expected name=value"),

@@ -12,9 +12,11 @@ import types
 import pytest
 
 import flipkit
-from flipkit import builtins, hookspecs, plugins, recipe
+from flipkit import plugins, recipe
+from flipkit.commands import list_plugins as command
+from flipkit.commands import shell
 from flipkit.errors import ConfigurationError, PluginError, UnknownName
-from flipkit.plugins import __main__ as command
+from flipkit.plugins import builtins, hookspecs
 from flipkit.testing import check_masker, installed
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -77,7 +79,7 @@ def added():
 def logged(monkeypatch):
     messages = []
     monkeypatch.setattr(
-        plugins.logging, "warning", lambda text, *args: messages.append(text % args)
+        plugins.loading.logging, "warning", lambda text, *args: messages.append(text % args)
     )
     return messages
 
@@ -505,9 +507,9 @@ def test_a_hook_that_goes_is_told_to_its_author_and_works_on(site, monkeypatch, 
     assert plugins.problems() == []
     assert logged == []
 
-    assert command.main(["--hook", "maskers"]) == 0
+    assert shell.answer(command.main, ["--hook", "maskers"]) == 0
     assert told in capsys.readouterr().out
-    assert command.main(["--hook", "maskers", "--json"]) == 0
+    assert shell.answer(command.main, ["--hook", "maskers", "--json"]) == 0
     (deprecated,) = json.loads(capsys.readouterr().out)["deprecated"]
     assert deprecated["distribution"] == "flipkit-old"
 
@@ -520,7 +522,7 @@ def test_an_argument_reaches_who_asks_for_it_and_may_go_too(site, monkeypatch):
         """A hook with an old argument."""
 
     monkeypatch.setattr(hookspecs, "flipkit_maskers", flipkit_maskers)
-    monkeypatch.setattr(plugins, "ARGUMENTS", {"grid": "four", "api": "two"})
+    monkeypatch.setattr(plugins.loading, "ARGUMENTS", {"grid": "four", "api": "two"})
     for name, asks in {"old": "grid", "modern": "api", "careful": "grid=None", "plain": ""}.items():
         value = asks.partition("=")[0] or "'all'"
         site(name, offering(f"{{{value}: dict}}").replace("()", f"({asks})"))
@@ -591,7 +593,7 @@ def test_the_command_lists_what_works_and_below_it_what_is_broken(site, tmp_path
 
 def test_the_command_can_print_json(site, capsys):
     site("lazy", offering("{'stripes': 'flipkit_nowhere:Stripes'}"))
-    assert command.main(["--json", "--hook", "flipkit_maskers"]) == 0
+    assert shell.answer(command.main, ["--json", "--hook", "flipkit_maskers"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert {c["name"] for c in answer["components"]} == {"stripes", *BUILT_IN["maskers"]}
     assert answer["components"][-1]["status"].startswith("broken: ModuleNotFoundError")
@@ -600,7 +602,7 @@ def test_the_command_can_print_json(site, capsys):
 
 
 def test_the_command_answers_a_misspelt_hook_with_the_nearest(site, capsys):
-    assert command.main(["--hook", "masker"]) == 2
+    assert shell.answer(command.main, ["--hook", "masker"]) == 2
     assert "Did you mean 'maskers'" in capsys.readouterr().err
 
 
@@ -704,7 +706,7 @@ def test_each_of_ten_faults_is_listed_with_place_and_fix_and_all_else_works(
         said = run("-m", "flipkit.plugins", *arguments, path=tmp_path, JAX_PLATFORMS="cpu").stdout
     else:
         names = [name] if arguments is CHECKED else []
-        assert command.main([*arguments, *names]) == len(names)
+        assert shell.answer(command.main, [*arguments, *names]) == len(names)
         said = capsys.readouterr().out
     assert re.search(rf"flipkit-{name} 1\.2 .*{status}", said)
     entry_point = f"{'stripes' if name == 'twin' else name} = flipkit_{name}"

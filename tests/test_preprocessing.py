@@ -75,15 +75,15 @@ def test_two_jpegs_in_one_file_are_the_first():
 
 
 def test_a_format_that_pillow_lacks_leaves_the_others_alone_and_is_told(monkeypatch):
-    monkeypatch.setattr(preprocessing, "FORMATS", ("JPEG", "HEIF", "PNG"))
-    preprocessing._formats.cache_clear()
+    monkeypatch.setattr(preprocessing.decoding, "FORMATS", ("JPEG", "HEIF", "PNG"))
+    preprocessing.decoding._formats.cache_clear()
     try:
         assert preprocessing.decode(encoded(picture(), "PNG")).shape == (48, 64, 3)
         told = r"none of JPEG, PNG \(this Pillow was built without HEIF\)$"
         with pytest.raises(errors.BadSample, match=told):
             preprocessing.decode(HEIC)
     finally:
-        preprocessing._formats.cache_clear()
+        preprocessing.decoding._formats.cache_clear()
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
@@ -634,7 +634,9 @@ def test_rand_augment_is_a_function_of_its_generator():
 def test_rand_augment_draws_its_strength_about_the_magnitude(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        preprocessing, "OPERATIONS", {"look": lambda image, level: seen.append(level) or image}
+        preprocessing.rand_augment,
+        "OPERATIONS",
+        {"look": lambda image, level: seen.append(level) or image},
     )
     augment = preprocessing.RandAugment(6, 0.5, count=400, chance=1.0)
     augment(picture(8, 8), np.random.default_rng(0))

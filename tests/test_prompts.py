@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from flipkit import errors, prompts
+from flipkit import errors
+from flipkit.evaluation import prompts
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "shared" / "golden" / "schedules"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from flipkit import compare, pictures, ranking
+from flipkit.commands import compare_settings
 from flipkit.errors import UnknownName
-from flipkit.study import Result, Study
+from flipkit.study import Result, Study, pictures, ranking
 
 
 def result(label, seed, value, start="a", earlier=()):
@@ -52,7 +52,7 @@ def test_what_was_reached_before_the_last_phase_is_told():
 
 def printed(rows):
     console = Console(width=200, file=io.StringIO())
-    console.print(compare.table(rows, "zero_shot/top1", ""))
+    console.print(compare_settings.table(rows, "zero_shot/top1", ""))
     return console.file.getvalue()
 
 
@@ -143,7 +143,7 @@ def test_a_run_that_is_not_a_number_is_ranked_last_and_called_diverged():
     assert [row.mean for row in rows] == [0.2, None, None]
     told = printed(rows)
     assert told.count("diverged") == 2
-    remarks = " ".join(compare.remarks([perfect], rows, "samples"))
+    remarks = " ".join(compare_settings.remarks([perfect], rows, "samples"))
     assert "masker=broken: 1 of 1 runs DIVERGED" in remarks
 
 
@@ -170,7 +170,7 @@ def test_a_lead_is_when_the_mean_curve_passes_where_the_baseline_ends():
     assert half.sooner == pytest.approx(100 / 37.5)
     assert (never.variant.label, never.spent, never.sooner) == ("masker=never", None, None)
     console = Console(width=80, file=io.StringIO())
-    console.print(compare.leads_table([half, never], baseline, "zero_shot/top1"))
+    console.print(compare_settings.leads_table([half, never], baseline, "zero_shot/top1"))
     assert "2.67x" in console.file.getvalue()
     assert "never" in console.file.getvalue()
 
@@ -185,8 +185,8 @@ def test_seeds_whose_runs_took_other_times_are_told():
     even = [curve("a", 0, [0.1], 100.0), curve("b", 0, [0.1], 104.0)]
     odd = [curve("a", 1, [0.1], 100.0), curve("b", 1, [0.1], 120.0)]
     assert ranking.unequal_seconds(even + odd, 0.05) == {1: pytest.approx(1 / 11)}
-    assert "NO (seed 1 by 9%)" in " ".join(compare.remarks(even + odd, [], "seconds"))
-    assert "yes" in " ".join(compare.remarks(even, [], "seconds"))
+    assert "NO (seed 1 by 9%)" in " ".join(compare_settings.remarks(even + odd, [], "seconds"))
+    assert "yes" in " ".join(compare_settings.remarks(even, [], "seconds"))
 
 
 def test_the_tables_fit_a_terminal_of_80_columns():
@@ -196,8 +196,8 @@ def test_the_tables_fit_a_terminal_of_80_columns():
         "zero_shot/top1",
     )
     console = Console(width=80, file=io.StringIO())
-    console.print(compare.table(rows, "zero_shot/top1", "a study"))
-    console.print(compare.costs_table(rows))
+    console.print(compare_settings.table(rows, "zero_shot/top1", "a study"))
+    console.print(compare_settings.costs_table(rows))
     told = console.file.getvalue()
     assert f"masker={long} 20.00 % ± 0.00 %" in " ".join(told.split())
     assert f"masker={long} 4 8 1e+09 100.0" in " ".join(told.split())

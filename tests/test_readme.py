@@ -25,7 +25,13 @@ from PIL import Image
 import flipkit
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/maskers.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/data.md",
+    "docs/maskers.md",
+    "docs/your_model.md",
+)
 # Their parts have quicker tests of their own.
 SLOW = ("docs/keras_nlp.md", "docs/model_fit.md", "docs/weights.md")
 PAGES = tuple(f"docs/your_{kind}.md" for kind in ("masker", "encoder", "dataset", "schedule"))

@@ -8,7 +8,7 @@ import pytest
 import flipkit
 from flipkit import layers
 from flipkit.errors import ConfigurationError
-from flipkit.reconstruction import dropped_ids
+from flipkit.models.reconstruction import dropped_ids
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 import flipkit
-from flipkit import report, show
+from flipkit.commands import shell, show_masks
+from flipkit.records import drawing
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def test_it_draws_what_the_maskers_keep(tmp_path, photo, capsys):
     pytest.importorskip("matplotlib")
     out = tmp_path / "masks.png"
     settings = [f"image={photo}", "image_size=32", "patch_size=8", "steps=2", f"out={out}"]
-    assert show.main(["show", "masks", "maskers=random", *settings]) == 0
+    assert shell.call("show", ["masks", "maskers=random", *settings]) == 0
     assert f"Picture: {out}" in capsys.readouterr().out
     with Image.open(out) as picture:
         assert picture.size[0] > 200
@@ -31,7 +32,7 @@ def test_what_is_dropped_is_told_from_a_picture_of_any_brightness(tmp_path, grey
     pytest.importorskip("matplotlib")
     pixels = np.full((16, 16, 3), grey, "uint8")
     masks = np.array([[True, False, False, True]])
-    report.draw_masks([("", pixels, masks)], 8, tmp_path / "masks.png", title="")
+    drawing.draw_masks([("", pixels, masks)], 8, tmp_path / "masks.png", title="")
     with Image.open(tmp_path / "masks.png") as picture:
         drawn = np.asarray(picture.convert("L")).astype(int)
     height, width = drawn.shape
@@ -51,7 +52,7 @@ def test_the_picture_of_a_run_has_the_first_metric_of_each_evaluator():
         *("retrieval/image_to_text/recall@5", "retrieval/text_to_image/recall@1"),
         *("zero_shot/mrr", "zero_shot/seen/top1", "zero_shot/top1", "zero_shot/top5"),
     ]
-    assert report.drawn(names) == [
+    assert drawing.drawn(names) == [
         *("attributes/accuracy", "retrieval/image_to_text/recall@1", "word_order/accuracy"),
         *("retrieval/text_to_image/recall@1", "zero_shot/top1"),
     ]
@@ -60,13 +61,13 @@ def test_the_picture_of_a_run_has_the_first_metric_of_each_evaluator():
 def test_the_picture_of_a_run_says_what_it_leaves_out_and_what_is_no_number(tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     kept = []
-    monkeypatch.setattr(report, "_save", lambda figure, plt, path: kept.append(figure) or path)
+    monkeypatch.setattr(drawing, "_save", lambda figure, plt, path: kept.append(figure) or path)
     found = {"zero_shot/top1": 0.25, "zero_shot/top5": 0.5, "zero_shot/count": 9}
     rows = [
         {"seconds": 2.0 * i, "phase": i // 3, "loss": loss, "image_to_text_accuracy": 0.5, **found}
         for i, loss in enumerate([3.0, 2.0, float("nan"), 1.0], 1)
     ]
-    report.draw_run(rows, tmp_path / "summary.png")
+    drawing.draw_run(rows, tmp_path / "summary.png")
     [figure] = kept
     loss, _, evaluations = figure.axes
     assert "not finite: 1 of 4" in loss.get_title()
@@ -80,7 +81,7 @@ def test_the_picture_of_a_run_says_what_it_leaves_out_and_what_is_no_number(tmp_
 
 def test_what_it_draws_is_what_training_would_keep():
     pixels = np.zeros((32, 48, 3), "uint8")
-    masks = show.kept(flipkit.RandomMasker(), pixels, 8, 0.75, 3, seed=5)
+    masks = show_masks.kept(flipkit.RandomMasker(), pixels, 8, 0.75, 3, seed=5)
     assert masks.shape == (3, 24)
     assert masks.sum(axis=1).tolist() == [6, 6, 6]
     seed = flipkit.Seed(5, 1).named("masker")
@@ -99,11 +100,12 @@ def test_a_model_shows_what_its_own_masker_keeps(
     model.save(tmp_path / "model.keras")
     drawn = []
     monkeypatch.setattr(
-        "flipkit.report.draw_masks", lambda rows, *more, **words: drawn.append((rows, more, words))
+        "flipkit.records.drawing.draw_masks",
+        lambda rows, *more, **words: drawn.append((rows, more, words)),
     )
     settings = {"model": str(tmp_path), "image": str(photo), "steps": 3, "mask_ratio": asked}
     with pytest.raises(flipkit.ConfigurationError, match="Pictures need matplotlib"):
-        show.draw(**{**show.SETTINGS, **settings})
+        show_masks.draw(**{**show_masks.SETTINGS, **settings})
     [([(label, pixels, masks)], (patch_size, _), words)] = drawn
     assert (label, patch_size) == ("RandomMasker", 4)
     kept = round(16 * (1 - shown))
@@ -128,5 +130,5 @@ def test_a_model_shows_what_its_own_masker_keeps(
     ],
 )
 def test_what_cannot_be_drawn_is_told_in_a_line(settings, told, capsys):
-    assert show.main(["show", *settings]) == 2
+    assert shell.call("show", settings) == 2
     assert told in capsys.readouterr().err

@@ -5,11 +5,11 @@ import os
 import types
 
 import pytest
-from absl import flags
 
-from flipkit import answers, callbacks, compare, planning, ranking, study
+from flipkit import callbacks, planning, recipe, study
+from flipkit.commands import compare_settings, shell
 from flipkit.errors import ConfigurationError
-from flipkit.study import Study, Variant
+from flipkit.study import Study, Variant, answers, ranking
 
 RECIPE = '''"""A tiny run, for tests."""
 
@@ -57,9 +57,7 @@ def recipe_file(tmp_path_factory):
 
 
 def main(*arguments):
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS.set_gnu_getopt(True)
-    return compare.main(flags.FLAGS(["compare", *map(str, arguments)]))
+    return shell.call("compare", [*map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +66,7 @@ def trained(recipe_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "ratios"
     with pytest.MonkeyPatch.context() as patch:
         for drawing in ("draw_run", "draw_masks"):  # each takes longer than the run
-            patch.setattr(f"flipkit.report.{drawing}", lambda *args, **words: None)
+            patch.setattr(f"flipkit.records.drawing.{drawing}", lambda *args, **words: None)
         code = main(recipe_file, "mask_ratio=0,0.5", "samples=32", "seeds=2", "--workdir", folder)
     assert code == 0
     return folder
@@ -160,7 +158,7 @@ def test_one_variant_that_cannot_be_trained_does_not_stop_the_others(
 def test_a_budget_is_what_all_variants_spend(recipe_file, tmp_path, budget, amount, monkeypatch):
     rates = {0.0: 100.0, 0.5: 200.0}
     monkeypatch.setattr(
-        study.recipe.make(study.recipe.load(recipe_file), {}).__class__,
+        recipe.make(recipe.load(recipe_file), {}).__class__,
         "throughput",
         lambda run, seconds, pause: rates[run.model.mask_ratio],
     )
@@ -186,7 +184,7 @@ def test_what_is_added_to_equal_seconds_is_measured_beside_what_is_there(
 ):
     """The machine is half as fast as it was: the new variant gets what it would have had then."""
     rates = {0.0: 50.0, 0.5: 100.0}
-    run = study.recipe.make(study.recipe.load(recipe_file), {})
+    run = recipe.make(recipe.load(recipe_file), {})
     monkeypatch.setattr(
         type(run), "throughput", lambda run, seconds, pause: rates[run.model.mask_ratio]
     )
@@ -373,5 +371,5 @@ def test_mistakes_are_told_before_anything_is_trained(
 
 
 def test_places_in_a_row_are_told_as_a_range():
-    assert compare.ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
-    assert compare.ranges([]) == ""
+    assert compare_settings.ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
+    assert compare_settings.ranges([]) == ""

@@ -19,7 +19,7 @@ import flipkit
 from flipkit import testing
 
 ROOT = pathlib.Path(__file__).parents[1]
-KINDS = ("masker", "encoder", "dataset", "schedule", "tokenizer")
+KINDS = ("masker", "encoder", "dataset", "schedule", "tokenizer", "model")
 AUTHOR = 'Zoë "Z" O\'Neill 🦊'
 
 

@@ -7,18 +7,18 @@ import pathlib
 import signal
 import subprocess
 import sys
-import types
 
 import keras
 import numpy as np
 import pytest
 
 import flipkit
-from flipkit import recipe, report
+from flipkit import recipe
 from flipkit.errors import ConfigurationError, DataError, FlipkitError
-from flipkit.journal import fingerprint, read_metrics
 from flipkit.maskers import kept_count
-from flipkit.training import train_tokenizer
+from flipkit.records import messages
+from flipkit.records.journal import fingerprint, read_metrics
+from flipkit.training import loop, train_tokenizer
 
 TIMES = ("seconds", "pairs_per_second", "data_wait")
 
@@ -98,7 +98,9 @@ def start(run, folder, until=None, picture=False):
 
     with pytest.MonkeyPatch.context() as patch:
         if not picture:
-            patch.setattr("flipkit.report.pyplot", lambda: None)  # takes as long as the training
+            patch.setattr(
+                "flipkit.records.drawing.pyplot", lambda: None
+            )  # takes as long as the training
         if until is None:
             outcome.model = run.start(folder, say=say)
         else:
@@ -161,7 +163,7 @@ def test_phase_refuses_what_cant_be(arguments, told):
     [
         ({"phases": ()}, "at least one phase"),
         ({"phases": [3]}, "Expected a Phase. Received: phases=3"),
-        ({"model": "flip"}, "Expected a FLIP"),
+        ({"model": "flop"}, "None of the models is called 'flop'"),
         ({"data": "captioned_shape"}, "Did you mean 'captioned_shapes'"),
         ({"data": 3}, "datasets"),
         ({"optimizer": "adamww"}, "Did you mean 'adamw'"),
@@ -295,7 +297,8 @@ def recipe():
 """)
     code = """
 import os, pathlib, signal, sys
-from flipkit import checkpoints, recipe
+from flipkit import recipe
+from flipkit.records import checkpoints
 save = checkpoints.Checkpoints.save
 
 def save_and_die(self, step, *args):
@@ -345,9 +348,9 @@ def test_start_is_a_function_of_the_seed_alone(describe, finished):
     """Not of the mask, which the paper's comparison depends on, nor of a change by path."""
 
     def begun(run):
-        made = run._anew()
-        made.model.build()
-        return fingerprint(made.model.trainable_variables)
+        with loop.anew(run) as made:
+            made.model.build()
+            return fingerprint(made.model.trainable_variables)
 
     assert begun(describe(model={"mask_ratio": 0.0})) == finished.start["initial_weights"]
     unmasked = describe().with_override("model.masker", None).with_override("phases.0.pairs", 80)
@@ -428,11 +431,10 @@ def test_too_many_bad_samples_stop_a_run_with_a_summary(describe, tmp_path):
 
 
 def test_tokenizer_learns_from_the_captions_leaving_out_bad_samples_and_is_kept(tiny, tmp_path):
-    journal = types.SimpleNamespace(folder=tmp_path)
     model, again = (tiny(text={"vocab": 80}, tokenizer="wordpiece") for _ in range(2))
-    train_tokenizer(model, SomeBad(), journal)
+    train_tokenizer(model, SomeBad(), tmp_path / "tokenizer")
     assert 30 < model.tokenizer.vocab <= 80
-    train_tokenizer(again, flipkit.CaptionedShapes("attributes", size=3), journal)
+    train_tokenizer(again, flipkit.CaptionedShapes("attributes", size=3), tmp_path / "tokenizer")
     assert again.tokenizer.lines == model.tokenizer.lines
 
 
@@ -536,7 +538,7 @@ def test_eight_devices_train_alike_twice(fresh):
     printed = fresh(
         """
 import json, tempfile, jax, flipkit
-from flipkit.journal import read_metrics
+from flipkit.records.journal import read_metrics
 
 def describe(distribution):
     towers = {"dim": 16, "depth": 1, "heads": 2, "dropout": 0.1}
@@ -736,7 +738,7 @@ def test_a_stretch_longer_than_what_is_left_is_refused():
 
 
 def test_more_programs_than_phases_are_told_apart():
-    told = report.compiled({0: 1, 2: 3})
+    told = messages.compiled({0: 1, 2: 3})
     assert (
         told
         == "Compiled 4 programs of the training step for 2 phases, 3 for phase 2: each costs time."
@@ -750,9 +752,9 @@ def test_each_ratio_is_compiled_once_and_its_masks_are_drawn(describe, tmp_path)
     phases = flipkit.mask_phases([0.75, 0.5, 0.0], 96, 8, rate)
     drawn = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flipkit.report.draw_run", lambda rows, path: None)
+        patch.setattr("flipkit.records.drawing.draw_run", lambda rows, path: None)
         patch.setattr(
-            "flipkit.report.draw_masks",
+            "flipkit.records.drawing.draw_masks",
             lambda rows, patch, path, **words: drawn.update({path.name: (rows, words)}),
         )
         outcome = start(describe(phases=phases), tmp_path / "run", picture=True)

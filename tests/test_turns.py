@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from flipkit import turns
+from flipkit.study import turns
 
 
 class Machine:

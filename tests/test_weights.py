@@ -7,11 +7,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from absl import flags
 from keras import ops
 
 import flipkit
-from flipkit import convert, weights
+from flipkit import weights
+from flipkit.commands import shell
 from flipkit.errors import ConfigurationError, UnknownName
 from flipkit.weights import tensors, timm_class, tokenizer_files
 from flipkit.weights.torch_layout import own_tensors
@@ -623,14 +623,9 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        for name in ("format", "verify", "image_size"):
-            flags.FLAGS[name].unparse()
-        flags.FLAGS.set_gnu_getopt(True)
-        code = convert.main(flags.FLAGS(["convert", *arguments]))
-        return code, *capsys.readouterr()
+        return shell.call("convert", [*arguments]), *capsys.readouterr()
 
-    yield call
-    flags.FLAGS.unparse_flags()
+    return call
 
 
 def test_the_command_converts_and_verifies(clip, tmp_path, command):

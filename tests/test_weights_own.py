@@ -46,7 +46,7 @@ def describe(tiny):
 @pytest.fixture(scope="module", autouse=True)
 def no_picture():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flipkit.report.pyplot", lambda: None)
+        patch.setattr("flipkit.records.drawing.pyplot", lambda: None)
         yield
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from flipkit import text_files
+from flipkit import files
 from flipkit.datasets.dataset import Dataset
 from flipkit.datasets.patterns import find_shards
 from flipkit.datasets.tar_index import IMAGE, IMAGES, KINDS, TEXT, Shard, opened
@@ -170,7 +170,7 @@ class ImageTextShards(Dataset):
         if isinstance(names, str):
             if not os.path.isfile(names):
                 raise DataError(f"Expected a text file with a class per line. Received: {names!r}")
-            lines = text_files.read(names, "data.classes").split("\n")
+            lines = files.read(names, "data.classes").split("\n")
             names = [line.strip() for line in lines if line.strip()]
         if not names:
             raise ConfigurationError(
@@ -184,12 +184,12 @@ def parse(details: bytes | None, label: bytes | None) -> dict:
     meta = {} if details is None else json.loads(details)
     if not isinstance(meta, dict):
         raise ValueError(f"expected an object in the .json, received a {type(meta).__name__}")
-    return meta if label is None else {"cls": text_files.decode(label).strip(), **meta}
+    return meta if label is None else {"cls": files.decode(label).strip(), **meta}
 
 
 def captions(text: bytes | None, meta: dict, fields) -> list[str]:
     """The texts of a sample, caption first and without repeats."""
-    caption = text and text_files.decode(text).strip()
+    caption = text and files.decode(text).strip()
     found: list[Any] = [caption] if caption else _listed(meta.get("caption"))
     for name in fields:
         found += _listed(meta.get(name))

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import os
 import tarfile
-import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import logging
 
+from flipkit import files
 from flipkit.errors import DataError
 
 IMAGE, TEXT, JSON, CLASS = range(4)
@@ -81,10 +81,8 @@ def load_index(shard: Shard):
     except (OSError, EOFError, ValueError):  # none yet, or one that a dying machine cut short
         index = scan(shard)
     try:
-        os.makedirs(os.path.dirname(file), exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=os.path.dirname(file)) as scratch:
-            np.save(os.path.join(scratch, "index.npy"), index)
-            os.replace(os.path.join(scratch, "index.npy"), file)
+        with files.whole(file) as part:
+            np.save(part, index)
     except OSError as error:
         logging.log_first_n(
             logging.WARNING, "Shard indexes stay in memory, to be built in every run: %s", 1, error

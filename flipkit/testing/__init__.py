@@ -19,6 +19,7 @@ from flipkit.testing.check import Check, CheckFailed, Outcome, run
 from flipkit.testing.datasets import check_dataset
 from flipkit.testing.encoders import check_encoder
 from flipkit.testing.maskers import check_masker
+from flipkit.testing.models import check_model
 from flipkit.testing.schedules import check_schedule
 from flipkit.testing.tokenizers import check_tokenizer
 
@@ -29,6 +30,7 @@ __all__ = [
     "check_dataset",
     "check_encoder",
     "check_masker",
+    "check_model",
     "check_schedule",
     "check_tokenizer",
     "run",

@@ -30,9 +30,9 @@ bridge = sys.modules.get("jax._src.xla_bridge")
 backend = dict(value=bool(bridge and bridge.backends_are_initialized()))
 print("\\n{mark}" + json.dumps(dict(backend=backend)), flush=True)
 if {looks}:
-    from flipkit.testing import elsewhere, models
+    from flipkit.testing import elsewhere, holding
     for line in sys.stdin:
-        elsewhere.look(models, **json.loads(line))
+        elsewhere.look(holding, **json.loads(line))
 """
 
 
@@ -53,7 +53,7 @@ class Elsewhere:
         self._process, self._look = _process_of(*asked), None
 
     def give(self, folder, trains):
-        """Gives it the folder where a model and a batch lie (`models.put`).
+        """Gives it the folder where a model and a batch lie (`holding.put`).
 
         Args:
             trains: whether it also trains that model, on 8 simulated devices.
@@ -113,13 +113,13 @@ def _process_of(module, looks, environment):
     return _Process(module, looks, environment)
 
 
-def look(models, number, folder, trains):
+def look(holding, number, folder, trains):
     """In the fresh process, which has imported the component's module: tells what it finds."""
     folder = pathlib.Path(folder)
     jax.config.update("jax_disable_most_optimizations", True)
-    _tell(f"embedded {number}", lambda: models.load_and_embed(folder))
+    _tell(f"embedded {number}", lambda: holding.load_and_embed(folder))
     if trains:
-        _tell(f"loss {number}", lambda: models.train_on_all(folder))
+        _tell(f"loss {number}", lambda: holding.train_on_all(folder))
         keras.distribution.set_distribution(None)
 
 

@@ -6,10 +6,10 @@ import jax  # to compile what is checked: Keras has no word for it outside of `f
 import keras
 import numpy as np
 
+from flipkit.checks import sides
 from flipkit.errors import ConfigurationError
 from flipkit.layers import gather, patchify
 from flipkit.paths import canonical, matches
-from flipkit.sizes import sides
 from flipkit.testing.check import (
     Check,
     expect,
@@ -18,7 +18,7 @@ from flipkit.testing.check import (
     sample_of,
     short,
 )
-from flipkit.testing.models import PartChecks, quickly_compiled, tiny
+from flipkit.testing.holding import PartChecks, quickly_compiled, tiny
 
 
 def check_encoder(make, *, expected_failures=None) -> list[Check]:

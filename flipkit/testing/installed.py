@@ -13,6 +13,7 @@ from flipkit.testing.check import Check, Checks, Outcome, run
 from flipkit.testing.datasets import check_dataset
 from flipkit.testing.encoders import check_encoder
 from flipkit.testing.maskers import check_masker
+from flipkit.testing.models import check_model
 from flipkit.testing.schedules import check_schedule
 from flipkit.testing.tokenizers import check_tokenizer
 
@@ -20,6 +21,7 @@ CHECKS: dict[str, Callable[..., list[Check]]] = {
     "maskers": check_masker,
     "encoders": check_encoder,
     "datasets": check_dataset,
+    "models": check_model,
     "schedules": check_schedule,
     "tokenizers": check_tokenizer,
 }

@@ -11,7 +11,7 @@ from flipkit.encoders import TextTransformer, ViT
 from flipkit.maskers import Masker
 from flipkit.random import Seed
 from flipkit.testing.check import Check, expect, expect_equal, sample_of, short
-from flipkit.testing.models import TEXTS, PartChecks, quickly_compiled, tiny
+from flipkit.testing.holding import TEXTS, PartChecks, quickly_compiled, tiny
 from flipkit.tokenizers import WordPiece
 
 GRIDS = ((4, 4), (7, 5), (1, 9))  # square, odd and not square, a single row

@@ -1,199 +1,151 @@
-"""Small models that hold what is checked, here and in processes of their own."""
+"""What a model that runs must do."""
 
-import contextlib
-import functools
-import pathlib
-import shutil
 import tempfile
-import weakref
 
-import jax
-import keras
 import numpy as np
 
-from flipkit import registry
-from flipkit.model import FLIP, load_model
-from flipkit.sizes import sides
-from flipkit.testing.check import Checks, expect, expect_close, module_of, slow
-from flipkit.testing.elsewhere import Elsewhere
+from flipkit import datasets, planning, training
+from flipkit.feed import Feed
+from flipkit.models.trainable import Trainable
+from flipkit.paths import canonical
+from flipkit.testing.check import Check, Checks, expect, expect_close, expect_equal, slow
+from flipkit.testing.holding import quickly_compiled, reloaded
 
-TEXTS = ["a small red square", "", "Zwölf Boxkämpfer", "日本 🦊", "word " * 100]
-
-
-@keras.saving.register_keras_serializable(package="flipkit.testing")
-class MeanColour(keras.layers.Layer):
-    """The image tower where texts are what is checked: one that is compiled at once."""
-
-    dim, image_size = 8, 8
-
-    def build(self, shape=None):
-        self.kernel = self.add_weight(shape=(3, self.dim), name="kernel")
-
-    def call(self, x, training=False):
-        return keras.ops.matmul(keras.ops.mean(x, axis=(1, 2)), self.kernel)
-
-    def layout(self):
-        return ()
+STEPS, BATCH = 3, 4
 
 
-@keras.saving.register_keras_serializable(package="flipkit.testing")
-class MeanWord(keras.layers.Layer):
-    """The text tower where images are what is checked: one that is compiled at once."""
-
-    dim, vocab, length = 8, 50, 4
-
-    def build(self, shape=None):
-        self.table = self.add_weight(shape=(self.vocab, self.dim), name="table")
-
-    def call(self, x, training=False):
-        return keras.ops.mean(keras.ops.take(self.table, x, axis=0), axis=1)
-
-    def layout(self):
-        return ()
+def check_model(make, *, expected_failures=None) -> list[Check]:
+    """The checks of a `flipkit.models.Trainable`; its `example()` is one that is quick to train."""
+    return _ModelChecks(make).checks(expected_failures)
 
 
-def tiny(image=None, text=None, **settings):
-    """A FLIP that is built and holds what is checked."""
-    model = FLIP(
-        image or MeanColour(),
-        text or MeanWord(),
-        dim=8,
-        **{"mask_ratio": 0.5, "seed": 3, **settings},
-    )
-    model.build()
-    return model
+class _Stopped(Exception):
+    pass
 
 
-def pairs_for(model, size=8):
-    """A batch of `size` pairs that `model` can read, always the same; one picture is all black."""
-    rng = np.random.default_rng(0)
-    height, width = sides(model.image.image_size)
-    images = rng.integers(0, 256, (size, height, width, 3)).astype("uint8")
-    images[0] = 0
-    text = rng.integers(1, model.text.vocab, (size, model.text.length)).astype("int32")
-    return {"image": images, "text": text}
+class _ModelChecks(Checks):
+    kind = Trainable
 
+    def builds_without_data(self):
+        model = self._built()
+        expect(model.built, "a model that is built", "one that is not")
+        expect(
+            "step" in _values(model), "a variable `step` that counts steps", sorted(_values(model))
+        )
 
-class FileChecks(Checks):
-    """Of what a model keeps in its file: `_model` makes one around it."""
+    def names_its_variables_alike_each_time(self):
+        """A checkpoint finds a variable by its path."""
+        first, second = ([canonical(v.path) for v in self._built().variables] for _ in range(2))
+        expect(len({*first}) == len(first), "a path of its own for each variable", sorted(first))
+        told = "the same paths in each model that is made: give each layer a name"
+        expect(first == second, told, f"{sorted({*first} ^ {*second})[:6]} in one alone")
 
-    _trains = False  # whether the fresh process trains it
+    def begins_as_its_seed_says(self):
+        first, again, other = (_values(self._built(seed)) for seed in (1, 1, 2))
+        for path, value in first.items():
+            expect_equal(again[path], value, f"equal first values of {path} for equal seeds")
+        same = all(np.array_equal(other[path], value) for path, value in first.items())
+        expect(not same, "other first values for another seed", "the same values")
 
-    @slow
-    def survives_a_file(self):
-        """A `.keras` file gives the same embeddings and token ids in a fresh process."""
-        folder = self._kept[1]
-        self._told("embedded")
-        after = np.load(folder / "after.npz")
-        for name, before in self._before.items():
-            told = f"the same {name} from a .keras file in a fresh process"
-            expect_close(after[name], before, told, 1e-6)
+    def reads_what_a_feed_gives(self):
+        batch = self._run().feed.open(self._data(), self._ready(), BATCH).batch(0)
+        expected, needed = self._ready().expected_inputs(True), self._ready().needed_inputs("fit")
+        for group in needed:
+            told = f"`reads` that makes a batch hold {' or '.join(group)}"
+            expect({*group} & batch.keys(), told, sorted(batch))
+        for name, value in batch.items():
+            expect(name in expected, f"{name} among the expected inputs", sorted(expected))
+            expected[name].check_form(name, value)
 
-    @functools.cached_property
-    def _kept(self):
-        """A model, and the folder where it lies for the fresh process."""
-        folder = pathlib.Path(tempfile.mkdtemp())
-        weakref.finalize(self, shutil.rmtree, folder)
-        with quickly_compiled():
-            return put(self._model(), folder), folder
-
-    @functools.cached_property
-    def _before(self):
-        with quickly_compiled():
-            return outputs(self._kept[0], pairs_for(self._kept[0], 2))
-
-    @functools.cached_property
-    def _elsewhere(self):
-        found = Elsewhere(module_of(self._make()), looks=True)
-        with contextlib.suppress(Exception):  # the checks that need the model raise it again
-            found.give(self._kept[1], self._trains)
-        return found
-
-    def _model(self) -> FLIP:
-        raise NotImplementedError
-
-
-class PartChecks(FileChecks):
-    """Of a part of a model, which `_model` makes around it: in training, in a file, on many devices."""
-
-    _trains = True
+    def is_planned(self):
+        towers = planning.Towers(self._make())
+        costs = towers.training()
+        expect(costs.keys() == towers.encoders.keys(), "FLOPs of each encoder", costs)
+        expect(all(cost > 0 for cost in costs.values()), "FLOPs above 0 in training", costs)
 
     @slow
     def trains(self):
-        """Two steps of training have a finite loss and finite gradients."""
-        history = self._history
-        expect(np.isfinite(history["loss"]).all(), "a finite loss in training", history["loss"])
-        # The norm of all gradients together, before anything is clipped.
-        norms = history["gradient_norm"]
-        expect(np.isfinite(norms).all(), "finite gradients in training", f"a norm of {norms}")
+        """Some steps have a finite loss and gradient, count up `step` and change what may be learned."""
+        model, rows = self._trained
+        for name in ("loss", "gradient_norm", *model.logged):
+            told = f"a finite {name} at every step"
+            values = [row.get(name, np.nan) for row in rows]
+            expect(bool(np.isfinite(values).all()), told, values)
+        expect(int(model.step) == STEPS, f"step to be {STEPS} after as many", int(model.step))
+        before, after = _values(self._built(0)), _values(model)
+        still = [canonical(v.path) for v in model.trainable_variables]
+        still = [path for path in still if np.array_equal(before[path], after[path])]
+        # A key's bias moves all of a query's scores alike: softmax does not see it.
+        still = [path for path in still if not path.endswith("key/bias")]
+        expect(not still, "every trainable variable to change", f"no change of {still[:6]}")
 
     @slow
-    def trains_on_eight_devices(self):
-        """A step of training on 8 simulated devices has the loss of one on a single device."""
-        one, several = self._history["loss"][0], self._told("loss")
-        told = "the same loss on 8 devices as on one, to 1e-4"
-        expect(abs(one - several) < 1e-4, told, f"{several:.6f} and {one:.6f}")
+    def resumes_to_the_same_end(self):
+        """A run that is stopped after a step ends with the weights of one that is not."""
 
-    @functools.cached_property
-    def _history(self):
-        """Of two steps on a single device, of the same batch."""
-        self._before  # noqa: B018 - what the model gives before it learns
-        with quickly_compiled():
-            return train(self._kept[0], steps=2)
+        def stop(step):
+            if step >= 1:
+                raise _Stopped
 
+        with tempfile.TemporaryDirectory() as folder, quickly_compiled():
+            run = self._run().with_override("checkpoint_every", 1)
+            try:
+                run.start(folder, pause=stop)
+            except _Stopped:
+                pass
+            resumed = _values(run.start(folder))
+        for path, value in _values(self._trained[0]).items():
+            expect_equal(resumed[path], value, f"equal weights {path} after a stop")
 
-@contextlib.contextmanager
-def quickly_compiled():
-    """Inside it programs are compiled as they stand: what is run once need not be fast."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+    @slow
+    def survives_a_file(self):
+        model = self._trained[0]
+        again = reloaded(model)
+        batch = self._run().feed.open(self._data(), model, BATCH).batch(0)
+        for name, value in model(batch).items():
+            told = f"the same {name} from a .keras file"
+            expect_close(np.asarray(again(batch)[name]), np.asarray(value), told, 1e-6)
 
+    # What is checked, and what it is given
 
-def put(model, folder):
-    """Puts a model into a folder, for a fresh process; returns the model."""
-    with registry.without_tensorflow():  # Keras serialises what it saves
-        model.save(folder / "model.keras")
-    return model
+    def _built(self, seed=0):
+        model = self._make()
+        model.seed = seed
+        model.build()
+        return model
 
+    def _ready(self):
+        """One whose tokenizer, if there is one, has learned its words."""
+        model = self._make()
+        if model.reads == "text":
+            training.train_tokenizer(model, self._data())
+        return model
 
-def outputs(model, batch):
-    """What `model` makes of a batch, masked and not, and its tokenizer of words."""
-    made = {}
-    weights = [
-        [v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)
-    ]
-    for training, how in ((False, "seen whole"), (True, "in training")):
-        program = jax.jit(
-            lambda t, n, x, how=training: model.stateless_call(t, n, x, training=how)[0]
+    def _data(self):
+        count = min(getattr(self._make(), "classes", 16), 16)
+        return datasets.CaptionedShapes("test", max(count, BATCH), image_size=32)
+
+    def _run(self):
+        return training.Run(
+            self._make(),
+            data=self._data(),
+            feed=Feed(threads=1),
+            optimizer="adamw",
+            phases=[training.Phase(STEPS * BATCH, BATCH)],
+            log_every=1,
+            checkpoint_every=0,
         )
-        for key, value in program(*weights, batch).items():
-            made[f"{key} {how}"] = np.asarray(value)
-    if model.tokenizer is not None:
-        made["token ids"] = model.tokenizer(TEXTS, model.text.length)
-    return made
+
+    @property
+    def _trained(self):
+        """A model after some steps, and the rows of metrics."""
+        if not hasattr(self, "_ended"):
+            with tempfile.TemporaryDirectory() as folder, quickly_compiled():
+                model = self._run().start(folder)
+                self._ended = model, training.read_metrics(folder)
+        return self._ended
 
 
-def train(model, steps):
-    """The history of some steps of training of the same batch."""
-    model.compile("sgd")  # the smallest program; how the weights are updated is not what is checked
-    data = pairs_for(model)
-    return model.fit(data, batch_size=8, epochs=steps, shuffle=False, verbose=0).history
-
-
-# In the fresh process
-
-
-def load_and_embed(folder):
-    """What the model in `folder` makes of a batch is put there."""
-    model = load_model(folder / "model.keras")
-    np.savez(folder / "after.npz", allow_pickle=False, **outputs(model, pairs_for(model, 2)))
-
-
-def train_on_all(folder):
-    """The loss of a step of training of the model in `folder`, the batch shared by all devices."""
-    keras.distribution.set_distribution(keras.distribution.DataParallel())
-    return float(train(load_model(folder / "model.keras"), steps=1)["loss"][0])
+def _values(model):
+    """{canonical path: value} of a built model's variables."""
+    return {canonical(v.path): np.array(v) for v in model.variables}

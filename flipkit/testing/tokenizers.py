@@ -8,7 +8,7 @@ import numpy as np
 from flipkit.encoders import TextTransformer
 from flipkit.errors import ConfigurationError
 from flipkit.testing.check import Check, CheckFailed, expect, expect_equal, short
-from flipkit.testing.models import TEXTS, FileChecks, tiny
+from flipkit.testing.holding import TEXTS, FileChecks, tiny
 from flipkit.tokenizers import Tokenizer
 
 

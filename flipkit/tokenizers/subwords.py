@@ -15,7 +15,7 @@ from absl import logging
 from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Pipeline
 
-from flipkit import registry, text_files
+from flipkit import files, registry
 from flipkit.errors import ConfigurationError
 from flipkit.tokenizers.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ class _Subwords(Tokenizer):
 
     def read(self, path: pathlib.Path) -> list[str]:
         """The lines of a text file, which may be gzipped."""
-        text = text_files.read(path, self.argument, self.advice)
+        text = files.read(path, self.argument, self.advice)
         return text.rstrip("\n").split("\n")  # U+2028 may be part of a line
 
     def words(self, text: str) -> Iterable[str]:

@@ -1,31 +1,20 @@
 """Models as others store them: read into a FLIP, written from one."""
 
-import importlib
-import os
+import inspect
 import pathlib
-import shutil
+from typing import Any
 
 import numpy as np
 
-from flipkit.errors import ConfigurationError, UnknownName, nearest
-from flipkit.model import FLIP
-from flipkit.sizes import sides
+from flipkit import files, plugins
+from flipkit.checks import sides
+from flipkit.errors import ConfigurationError
+from flipkit.models.flip import FLIP
+from flipkit.plugins import builtins
 from flipkit.weights import kinds, tensors
+from flipkit.weights.keras_file import load_model as load_model
 
 TOLERANCE = 1e-5  # between embeddings, where a sum is ordered differently; float32 alone makes 1e-6
-
-# name: module with `recognises(path)`, `read(path) -> FLIP` and, where it can write,
-# `write(model, path)`. Asked in this order which of them knows a path.
-FORMATS = {
-    "keras": "flipkit.weights.keras_file",
-    "workdir": "flipkit.weights.workdir",
-    "open_clip": "flipkit.weights.open_clip",
-    "huggingface": "flipkit.weights.huggingface",
-    "preset": "flipkit.weights.preset",
-    "t5x": "flipkit.weights.t5x",
-    "big_vision": "flipkit.weights.big_vision",
-    "keras_hub": "flipkit.weights.keras_hub",
-}
 
 
 def load_pretrained(path, format: str | None = None, image_size=None, **options) -> FLIP:
@@ -33,7 +22,7 @@ def load_pretrained(path, format: str | None = None, image_size=None, **options)
 
     Args:
         path: a file or a folder on this machine.
-        format: one of `FORMATS`; None finds out.
+        format: one of `formats()`; None finds out.
         image_size: pixels, one side or (height, width); learned positions are resampled if it is not
             the size the model was stored with. None keeps that.
         options: what a format's `read` takes besides, such as `heads` where a file doesn't tell them.
@@ -97,7 +86,7 @@ def save_as(model: FLIP, format: str, path, verify: bool = False):
 
     Args:
         model: what to write; what concerns training alone, such as dropout, need not travel.
-        format: one of `FORMATS` that can be written.
+        format: one of `formats()` that can be written.
         path: a file or a folder, where nothing is yet.
         verify: whether it is read back, and compared by `difference`, before it gets its name.
 
@@ -116,45 +105,58 @@ def save_as(model: FLIP, format: str, path, verify: bool = False):
         )
     if not model.built:
         model.build()
-    # Keras looks at the ending.
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with files.whole(path) as part:
         writer.write(model, part)
         if verify and not (found := difference(model, writer.read(part))) <= TOLERANCE:
             raise ConfigurationError(
                 f"What was written as {format} gives other embeddings when it is read back: they differ "
                 f"by up to {found:.2g}. Expected at most {TOLERANCE:g}. Nothing was kept."
             )
-        os.replace(part, path)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        part.unlink(missing_ok=True)
+
+
+def formats() -> list[str]:
+    """The names of all formats, flipkit's own first: they are asked in this order whose a path is."""
+    own = list(builtins.flipkit_formats())
+    return [*own, *(name for name in plugins.names("formats") if name not in own)]
 
 
 def written() -> list[str]:
     """The formats that can be written."""
-    return [name for name in FORMATS if hasattr(module(name), "write")]
+    return [name for name in formats() if hasattr(module(name), "write")]
 
 
-def module(format: str):
-    """The module that reads and writes `format`."""
-    if format not in FORMATS:
-        raise UnknownName(f"No format is called {format!r}. {nearest(format, FORMATS)}")
-    return importlib.import_module(FORMATS[format])
+def module(format: str) -> Any:
+    """What reads and writes `format`.
+
+    Raises:
+        UnknownName: no format has that name; names the nearest one.
+    """
+    if format in builtins.flipkit_formats():
+        return plugins.built_in("formats", format)
+    found = plugins.component("formats", format)
+    return found() if inspect.isclass(found) else found
 
 
 def detect(path: pathlib.Path) -> str:
     """The name of the format that `path` is in."""
     name = _format_of(path)
     if name is None:
-        raise kinds.unknown(path, FORMATS, lambda other: _format_of(other) is not None)
+        raise kinds.unknown(path, formats(), lambda other: _format_of(other) is not None)
     return name
 
 
 def _format_of(path):
-    return next((name for name in FORMATS if module(name).recognises(path)), None)
+    own = (name for name in builtins.flipkit_formats() if module(name).recognises(path))
+    return next(own, None) or next((n for n in plugins.names("formats") if _is(path, n)), None)
+
+
+def _is(path, name):
+    """Whether `path` is in a plugin's format; one that is broken recognises nothing."""
+    try:
+        return module(name).recognises(path)
+    except Exception as problem:
+        plugins.note_problem("formats", name, problem)
+        return False
 
 
 def difference(model: FLIP, other: FLIP) -> float:

@@ -12,11 +12,11 @@ import numpy as np
 
 from flipkit.encoders import TextTransformer, ViT
 from flipkit.errors import ConfigurationError
-from flipkit.model import FLIP
+from flipkit.models.flip import FLIP
 from flipkit.preprocessing import Preprocessing
 from flipkit.tokenizers import SentencePiece
 from flipkit.weights.flax_names import entry, flax_name, head_shape
-from flipkit.weights.tensors import Entry, dump, flush, load, refuse, refuse_pickle, weights
+from flipkit.weights.tensors import Entry, dump, load, refuse, refuse_pickle, weights
 
 _OWN = {  # what is not in the stack of blocks
     "class_token": "cls",
@@ -89,7 +89,6 @@ def write(model: FLIP, path: pathlib.Path):
         )
     with path.open("wb") as file:
         np.savez(file, **{f"params/{name}": array for name, array in arrays.items()})
-    flush(path)
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -1,11 +1,11 @@
 """Configs of others, read key by key: what nobody asks for is refused by name."""
 
-import json
 import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from flipkit import files
 from flipkit.errors import ConfigurationError
 from flipkit.preprocessing import STATISTICS, Preprocessing
 from flipkit.weights.tensors import refuse
@@ -96,7 +96,7 @@ class Config:
 def read_json(path: pathlib.Path) -> dict:
     """The table in a JSON file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = files.read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"Can't read {path}: {error}") from error
     if not isinstance(found, dict):
@@ -106,7 +106,7 @@ def read_json(path: pathlib.Path) -> dict:
 
 def write_json(values: dict, path: pathlib.Path):
     """Writes a table as JSON."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    files.write_json(path, values, indent=2)
 
 
 def preprocessing(

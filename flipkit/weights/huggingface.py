@@ -6,7 +6,7 @@ import numpy as np
 
 from flipkit.encoders import TextTransformer, ViT
 from flipkit.errors import ConfigurationError, nearest
-from flipkit.model import FLIP
+from flipkit.models.flip import FLIP
 from flipkit.preprocessing import STATISTICS, Preprocessing
 from flipkit.tokenizers import Tokenizer
 from flipkit.weights import tokenizer_files

@@ -4,7 +4,7 @@ import pathlib
 import tempfile
 
 from flipkit import registry
-from flipkit.model import FLIP
+from flipkit.models.flip import FLIP
 from flipkit.weights import tensors
 
 # Arguments that change no output of a model in use, or only name it.

@@ -4,9 +4,11 @@ import json
 import pathlib
 import zipfile
 
+import keras
+
 from flipkit import plugins, registry
 from flipkit.errors import ConfigurationError
-from flipkit.model import FLIP, load_model
+from flipkit.models.flip import FLIP
 
 
 def recognises(path: pathlib.Path) -> bool:
@@ -50,3 +52,18 @@ def _checked(model, path) -> FLIP:
     if not isinstance(model, FLIP):
         raise ConfigurationError(f"Expected a flipkit.FLIP in {path}. Received: {type(model)}")
     return model
+
+
+def load_model(path, compile=False):
+    """The model in a `.keras` file, with the components that plugins gave it.
+
+    Args:
+        path: a file that `model.save` or a run wrote.
+        compile: whether optimizer and loss come back too, for training on.
+    """
+    plugins.listing()  # imports every component: Keras finds only classes that were registered
+    if not pathlib.Path(path).is_file():
+        raise ConfigurationError(f"Expected a .keras file. Received: {path}, which does not exist.")
+    if not zipfile.is_zipfile(path):
+        raise ConfigurationError(f"Expected a .keras file. Received: {path}, which is none.")
+    return keras.saving.load_model(path, compile=compile)

@@ -8,7 +8,7 @@ import numpy as np
 
 from flipkit.encoders import TextTransformer, ViT, shape_only
 from flipkit.errors import ConfigurationError
-from flipkit.model import FLIP
+from flipkit.models.flip import FLIP
 from flipkit.preprocessing import Preprocessing
 from flipkit.tokenizers import ClipBPE, SentencePiece
 from flipkit.weights.flax_names import entry, head_shape

@@ -9,7 +9,7 @@ import numpy as np
 from flipkit.encoders import TextTransformer, ViT
 from flipkit.errors import ConfigurationError, nearest
 from flipkit.maskers import RandomMasker
-from flipkit.model import FLIP
+from flipkit.models.flip import FLIP
 from flipkit.preprocessing import STATISTICS
 from flipkit.weights import timm_class, timm_siglip, tokenizer_files
 from flipkit.weights.foreign import (

@@ -8,8 +8,8 @@ import h5py
 
 from flipkit import plugins, registry
 from flipkit.errors import ConfigurationError
-from flipkit.model import FLIP
-from flipkit.weights.tensors import assign, differences, flush, refuse, weights
+from flipkit.models.flip import FLIP
+from flipkit.weights.tensors import assign, differences, refuse, weights
 
 _CONFIG, _WEIGHTS, _TOKENIZER = "config.json", "model.weights.h5", "assets/tokenizer"
 
@@ -39,7 +39,6 @@ def write(model: FLIP, path: pathlib.Path):
     values = {name: variable.numpy() for name, variable in weights(model).items()}
     assign(plain, {**values, "step": model.step.numpy()}, "the model")
     plain.save_weights(path / _WEIGHTS)
-    flush(path / _WEIGHTS)
     model.save_assets(path / _TOKENIZER)
     (path / _CONFIG).write_text(json.dumps(told, indent=1), encoding="utf-8")
 

@@ -15,7 +15,7 @@ import numpy as np
 from flipkit.encoders import TextTransformer, ViT
 from flipkit.errors import ConfigurationError
 from flipkit.layers import sincos_positions
-from flipkit.model import FLIP
+from flipkit.models.flip import FLIP
 from flipkit.tokenizers import WordPiece
 from flipkit.weights.flax_names import entry, flax_name
 from flipkit.weights.tensors import Entry, load, refuse, weights

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 from keras import ops
 
-from flipkit import layers
+from flipkit import files, layers
 from flipkit.encoders import shape_only
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
@@ -173,22 +172,10 @@ def _gaps(header, size) -> list[str]:
 
 
 def write_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], path):
-    """Writes `tensors` to `path`, all of it or nothing: a part file, fsync, rename."""
-    path = pathlib.Path(path)
-    part = path.with_name(f".{path.name}.part")
-    whole = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    try:
-        part.write_bytes(safetensors.numpy.save(whole, dict(metadata)))
-        flush(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def flush(path):
-    """Waits until the file at `path` is on its disk."""
-    with pathlib.Path(path).open("rb") as file:
-        os.fsync(file.fileno())
+    """Writes `tensors` to `path`, all of it or nothing."""
+    data = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    with files.whole(path) as part:
+        part.write_bytes(safetensors.numpy.save(data, dict(metadata)))
 
 
 # Into a model and out of it ---------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 
 from flipkit.encoders import TextTransformer, ViT
 from flipkit.layers import sincos_positions
-from flipkit.model import FLIP
+from flipkit.models.flip import FLIP
 from flipkit.weights.tensors import Entry
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # DDP's, torch.compile's, Lightning's

@@ -1,13 +1,12 @@
 """The folder of a run that is not finished: run.json beside Orbax checkpoints."""
 
-import json
 import pathlib
 
-from flipkit import plugins, registry
-from flipkit.checkpoints import Checkpoints
+from flipkit import files, plugins, registry
 from flipkit.errors import ConfigurationError
-from flipkit.model import FLIP
+from flipkit.models.flip import FLIP
 from flipkit.paths import canonical
+from flipkit.records.checkpoints import Checkpoints
 from flipkit.weights.tensors import assign, weights
 
 
@@ -25,7 +24,7 @@ def read(path: pathlib.Path) -> FLIP:
     """
     plugins.listing()  # imports every component: Keras finds only classes that were registered
     try:
-        run = json.loads((path / "run.json").read_text(encoding="utf-8"))["run"]
+        run = files.read_json(path / "run.json")["run"]
         model = registry.deserialize(run["model"])
     except (KeyError, OSError, TypeError, ValueError) as problem:
         raise ConfigurationError(

@@ -309,5 +309,4 @@ def _name_weights(network):
     """
     for weight in network.weights:
         if weight.name.partition("_")[0] == "variable":
-            weight._name = "weight"
-            weight._path = weight.path.rpartition("/")[0] + "/weight"
+            flipkit.keras_inside.rename(weight, "weight")

@@ -1,0 +1,1 @@
+"""The commands: a file each, over one shell."""

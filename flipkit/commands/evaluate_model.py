@@ -1,0 +1,84 @@
+"""`flipkit evaluate MODEL EVALUATOR [name=value ...]`: what a model is worth.
+
+MODEL is a run's folder, a .keras file, a folder of open_clip, Hugging Face, KerasHub or save_to_preset,
+big_vision's .npz, or a checkpoint of the official FLIP. EVALUATOR is zero_shot, retrieval,
+caption_choice or, for classifiers, accuracy:
+
+    flipkit evaluate M zero_shot data='test-*.tar' classnames=classnames.json
+    flipkit evaluate M zero_shot ... mask_ratio=0.5 ensemble=true
+    flipkit evaluate M retrieval data='test-*.tar'
+    flipkit evaluate M accuracy data='test-*.tar'
+    flipkit evaluate M caption_choice data=captioned_shapes data.split=word_order
+
+A model whose tokenizer does not lie beside it takes model.tokenizer=FILE. What is found is kept in
+evaluations.json, by model, data and settings: in the folder of a run, else in the current one;
+--results FILE names another.
+"""
+
+import pathlib
+
+from absl import flags
+from rich.table import Table
+
+from flipkit.commands import printing, shell
+from flipkit.errors import ConfigurationError
+from flipkit.process import cache_programs
+from flipkit.records import findings
+from flipkit.settings import split_settings
+
+TOKENIZER = "model.tokenizer"
+FLAGS = shell.Flags()
+_RESULTS = flags.DEFINE_string(
+    "results",
+    None,
+    "JSON file to keep the results in; default: evaluations.json of the run, or here.",
+    flag_values=FLAGS,
+)
+
+
+def main(arguments):
+    """Runs the command; returns the exit code."""
+    words = FLAGS.words(arguments, str(__doc__))
+    if len(words) < 2:
+        raise ConfigurationError(f"Expected a model and an evaluator. Usage: {__doc__}")
+    where, name, *settings = words
+    settings = split_settings(settings)
+    tokenizer = settings.pop(TOKENIZER, None)
+    from flipkit import evaluation, weights
+    from flipkit.weights import kinds
+
+    evaluator = evaluation.make(name, settings)
+    out = pathlib.Path(_RESULTS.value) if _RESULTS.value else findings.place(where)
+    findings.read(out)  # what it can't be added to is refused before an hour of work
+    cache_programs()
+    model = weights.load_any(where, tokenizer)
+    if getattr(evaluator, "reads_text", False) and hasattr(model, "tokenizer"):
+        kinds.require_tokenizer(model, where)
+    found = evaluator(model)
+    printing.console().print(table(found, f"{name} of {where}"))
+    chosen = evaluator.get_config() | ({} if tokenizer is None else {TOKENIZER: tokenizer})
+    entry = {"model": str(where), "step": int(model.step), "evaluator": name}
+    kept = findings.keep(out, {**entry, "settings": chosen, "found": found})
+    print(f"Kept in {out}, the {'only one' if len(kept) == 1 else f'newest of {len(kept)}'}.")
+    return 0
+
+
+def table(found, title) -> Table:
+    """A row for each group of metrics, a column for each metric."""
+    groups = list(dict.fromkeys(name.rpartition("/")[0] for name in found))
+    metrics = list(dict.fromkeys(name.rpartition("/")[2] for name in found))
+    result = printing.table("", *metrics, title=title, numbers=True)
+    for group in groups:
+        cells = (found.get(f"{group}/{metric}" if group else metric) for metric in metrics)
+        told = (
+            "" if cell is None else _shown(metric, cell)
+            for metric, cell in zip(metrics, cells, strict=True)
+        )
+        result.add_row(group or "all", *told)
+    return result
+
+
+def _shown(metric, value):
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if metric == "mrr" else f"{value:.2%}"

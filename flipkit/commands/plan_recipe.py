@@ -1,0 +1,139 @@
+"""`flipkit plan RECIPE [name=value ...]`: what a run will cost, without starting it.
+
+RECIPE and name=value are those of `flipkit run`. Prints parameters, tokens and FLOPs per
+pair, what masking saves, and each phase's steps and learning rate, all told from the model's shapes:
+no weights are made, no accelerator is touched and no data is needed.
+"""
+
+import pathlib
+
+from absl import flags
+from rich.table import Table
+
+from flipkit import files, recipe
+from flipkit.commands import printing, shell
+from flipkit.errors import ConfigurationError
+from flipkit.settings import split_settings
+
+FLAGS = shell.Flags()
+_JSON = flags.DEFINE_string("json", None, "File to write the numbers to.", flag_values=FLAGS)
+
+
+def main(arguments):
+    """Runs the command; returns the exit code."""
+    words = FLAGS.words(arguments, str(__doc__))
+    console = printing.console()
+    if not words:
+        raise ConfigurationError(
+            "Expected a recipe: flipkit plan RECIPE [name=value ...]. "
+            f"Known: {', '.join(recipe.names())}."
+        )
+    name, *settings = words
+    run = recipe.make(recipe.load(name), split_settings(settings))
+    from flipkit import planning  # imports Keras, which a mistake above need not wait for
+
+    plan = planning.plan(run)
+    console.print(model_table(plan, name))
+    if len(plan["masking"]) > 1:
+        console.print(masking_table(plan))
+    few = max(1, (console.width - 28) // 14)  # that stand side by side
+    for first in range(0, len(plan["phases"]), few):
+        console.print(phases_table(plan, first, few))
+    told = f"{plan['flops']:.3g} FLOPs in all: matrix products, forward and backward, with what is "
+    console.print(f"{told}computed again to save memory (remat).")
+    if plan["data"]["unknown"]:
+        printing.say(console, f"Epochs are unknown. {plan['data']['unknown']}")
+    if _JSON.value:
+        path = pathlib.Path(_JSON.value)
+        files.write_json(path, plan)
+        print(f"Written to {path}")
+    return 0
+
+
+def model_table(plan, name) -> Table:
+    """The towers: parameters, tokens, FLOPs."""
+    columns = ("", "parameters", "with projection", "tokens", "forward FLOPs")
+    unmasked = plan["masking"][0]
+    costs, caption = unmasked["flops_by_tower"], None
+    if "text" in costs:
+        share = costs["text"] / costs["image"]
+        caption = f"The text tower costs {share:.2%} of the unmasked image tower.\n"
+    title = f"flipkit plan {name}"
+    table = printing.table(*columns, title=title, caption=caption, numbers=True)
+    for role, told in plan["towers"].items():
+        sizes = [_counted(told[key]) for key in ("parameters", "with_projection")]
+        row = (*sizes, _number(told["tokens"]), _giga(costs[role]))
+        table.add_row(f"{role}: {told['encoder']}", *row)
+        if "with_fixed_positions" in told:
+            table.add_row("  fixed positions too", _counted(told["with_fixed_positions"]))
+    table.add_row("model", "", _counted(plan["parameters"]), "", _giga(unmasked["flops"]))
+    return table
+
+
+def masking_table(plan) -> Table:
+    """What masking saves of a forward pass."""
+    columns = ("mask ratio", "image tokens", "image FLOPs", "with text")
+    ratios = ("image", "both", "image*", "both*")
+    table = printing.table(
+        *columns,
+        *ratios,
+        title="A pair's forward pass, masked",
+        caption="The last four are ratios to mask ratio 0. * as the paper counts, whose code embeds "
+        "every patch and drops some afterwards; flipkit drops them first.\n",
+        numbers=True,
+    )
+    for row in plan["masking"]:
+        table.add_row(
+            f"{row['mask_ratio']:g}",
+            _number(row["tokens"]["image"]),
+            _giga(row["flops_by_tower"]["image"]),
+            _giga(row["flops"]),
+            f"{row['image_ratio']:.3f}",
+            f"{row['ratio']:.4f}",
+            f"{row['official_image_ratio']:.3f}",
+            f"{row['official_ratio']:.4f}",
+        )
+    return table
+
+
+def phases_table(plan, first=0, count=None) -> Table:
+    """How each phase trains, and what it costs: `count` of them from the `first`, or all."""
+    phases = plan["phases"][first:][:count]
+    names = (f"phase {first + i}" for i in range(len(phases)))
+    table = printing.table("", *names, title="Training", numbers=True)
+
+    def row(label, shown):
+        table.add_row(label, *(shown(phase) for phase in phases))
+
+    row("pairs", lambda p: f"{p['samples']:,}")
+    row("batch size", lambda p: f"{p['batch_size']:,}")
+    row("steps", lambda p: f"{p['steps']:,}")
+    row("warm-up steps", lambda p: _number(p["warmup_steps"]))
+    row("peak learning rate", lambda p: "" if p["peak_rate"] is None else f"{p['peak_rate']:.4g}")
+    if plan["data"]["samples"]:
+        row(f"epochs of {plan['data']['samples']:,}", lambda p: f"{p['epochs']:.2f}")
+    row("image size", lambda p: _size(p["image_size"]))
+    row("mask ratio, image and text", lambda p: f"{p['mask_ratio']:g}, {p['text_mask_ratio']:g}")
+    row("tokens", lambda p: ", ".join(_number(count) for count in p["tokens"].values()))
+    row("forward FLOPs per pair", lambda p: _giga(p["forward_flops_per_pair"]))
+    row("training FLOPs per pair", lambda p: _giga(sum(p["training_flops_per_pair"].values())))
+    for tower in plan["towers"]:
+        row(f"  of {tower}s", lambda p, t=tower: _giga(p["training_flops_per_pair"][t]))
+    row("FLOPs", lambda p: f"{p['flops']:.3g}")
+    return table
+
+
+def _size(value):
+    return f"{value}" if isinstance(value, int) else " x ".join(map(str, value))
+
+
+def _number(value):
+    return "" if value is None else f"{value:,}"
+
+
+def _counted(value):
+    return f"{value:,}" if value < 1e7 else f"{value / 1e6:,.1f} M"
+
+
+def _giga(value):
+    return f"{value / 1e9:,.3f} G"

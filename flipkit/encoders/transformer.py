@@ -1,0 +1,111 @@
+"""A stack of transformer blocks and a final norm: what the two towers share."""
+
+import keras
+
+from flipkit import checks
+from flipkit.errors import ConfigurationError, nearest
+from flipkit.layers import (
+    TransformerBlock,
+    layer_norm,
+)
+from flipkit.random import current_seed, seed_scope
+
+# How weights may be split over a mesh axis named "model": (path pattern, axes of the variable).
+TRANSFORMER_LAYOUT = (
+    ("attention/query/kernel", (None, "model")),
+    ("attention/key/kernel", (None, "model")),
+    ("attention/value/kernel", (None, "model")),
+    ("attention/out/kernel", ("model", None)),
+    ("mlp/up/kernel", (None, "model")),
+    ("mlp/down/kernel", ("model", None)),
+)
+TABLE = keras.initializers.RandomNormal(stddev=0.02)  # class token, text positions, token table
+
+
+def check_choice(name, value, known):
+    if value not in known:
+        raise ConfigurationError(f"Unknown {name}={value!r}. {nearest(str(value), known)}")
+
+
+class Transformer(keras.layers.Layer):
+    """A stack of blocks and a final norm: what the two towers share."""
+
+    def __init__(
+        self,
+        dim,
+        depth,
+        heads,
+        *,
+        mlp_dim=None,
+        activation="gelu_tanh",
+        causal=False,
+        dropout=0.0,
+        drop_path=0.0,
+        norm_epsilon=1e-6,
+        impl="auto",
+        remat=False,
+        layer_scale=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        checks.whole(dim=dim, depth=depth, heads=heads)
+        if mlp_dim is not None:
+            checks.whole(mlp_dim=mlp_dim)
+        checks.share(dropout=dropout, drop_path=drop_path)
+        checks.number(above=0, norm_epsilon=norm_epsilon)
+        self.dim, self.depth, self.heads, self.mlp_dim = dim, depth, heads, mlp_dim
+        self.activation, self.causal, self.impl = activation, causal, impl
+        self.dropout, self.drop_path, self.remat = dropout, drop_path, remat
+        self.norm_epsilon, self.layer_scale = norm_epsilon, layer_scale
+        self.blocks = [
+            TransformerBlock(
+                dim,
+                heads,
+                mlp_dim=mlp_dim,
+                causal=causal,
+                activation=activation,
+                dropout=dropout,
+                drop_path=drop_path * i / max(depth - 1, 1),  # from 0 to drop_path, as in timm
+                norm_epsilon=norm_epsilon,
+                impl=impl,
+                layer_scale=layer_scale,
+                dtype=self.dtype_policy,
+                name=f"block_{i:02d}",
+            )
+            for i in range(depth)
+        ]
+        self.norm = layer_norm("norm", self.dtype_policy, norm_epsilon)
+
+    def _build_blocks(self):
+        for layer in [*self.blocks, self.norm]:
+            if not layer.built:
+                layer.build((None, None, self.dim))
+
+    def _transform(self, x, mask=None, training=False):
+        """The blocks, without the final norm."""
+        for block in self.blocks:
+            if self.remat and training:
+                # Activations inside a block are computed again in the backward pass: with the same
+                # seed, drawn outside, since no state may change inside.
+                seed = current_seed() or block.seed()
+
+                def again(x, block=block, seed=seed):
+                    with seed_scope(seed):
+                        return block(x, mask=mask, training=True)
+
+                x = keras.remat(again)(x)
+            else:
+                x = block(x, mask=mask, training=training)
+        return x
+
+    def layout(self):
+        """How a mesh axis "model" may split the weights: ((path pattern, axes), ...)."""
+        return TRANSFORMER_LAYOUT
+
+    def _transformer_config(self):
+        names = ("dim", "depth", "heads", "mlp_dim", "activation", "dropout", "drop_path")
+        names += ("norm_epsilon", "impl", "remat", "layer_scale")
+        return {name: getattr(self, name) for name in names}
+
+    def compute_output_shape(self, input_shape, **kwargs):
+        return (input_shape[0], self.dim)

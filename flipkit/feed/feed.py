@@ -1,0 +1,137 @@
+"""How samples become batches: a description that `open` makes batches of."""
+
+import math
+
+from flipkit.checks import checked_seed
+from flipkit.errors import ConfigurationError, DataError, nearest
+from flipkit.feed.batches import Batches
+from flipkit.feed.readers import READERS
+from flipkit.feed.stream import Slots
+from flipkit.registry import Configurable, register
+
+
+@register
+class Feed(Configurable):
+    """How samples become batches. It describes; `open` makes the batches.
+
+    Pixels stay uint8: they become numbers on the device. Every random choice about a sample depends
+    on (seed, its slot in the stream) alone, so that the batches are the same with any number of
+    threads, workers and restarts. The stream goes through the data again and again, each time in
+    another order. A bad sample keeps its slot: another takes its place, and it is recorded.
+
+    Args:
+        crop: smallest and largest share of the area that a random resized crop keeps, FLIP's
+            (0.5, 1.0); None takes the largest centre square.
+        ratio: least and largest width/height of the crop.
+        flip: whether half of the pictures are mirrored.
+        augment: `flipkit.Augment`, what is done to the crop, or None.
+        captions: "random" takes any of a sample's texts each time, "first" always the first; a
+            number in [0, 1] is the chance of the first, the others sharing the rest.
+        block: samples that are read together. 1 shuffles all samples, right for local discs; more
+            shuffles blocks of neighbours, then samples within a window of `window` blocks.
+        window: blocks.
+        bad_limit: largest share of bad samples before the feed stops with a summary.
+        threads: batches made at the same time in each process.
+        workers: processes; 0 makes batches in threads of this one.
+    """
+
+    def __init__(
+        self,
+        *,
+        crop=(0.5, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        flip=True,
+        augment=None,
+        captions="random",
+        block=1,
+        window=64,
+        bad_limit=0.01,
+        threads=2,
+        workers=0,
+    ):
+        self.crop, self.ratio, self.flip = crop, ratio, flip
+        self.augment, self.captions = augment, captions
+        self.block, self.window = block, window
+        self.bad_limit, self.threads, self.workers = bad_limit, threads, workers
+        if crop is not None and not _is_range(crop, 1):
+            raise ConfigurationError(
+                "Expected the least and the largest share of the area, two numbers in (0, 1], or "
+                f"None. Received: {crop=}"
+            )
+        if not _is_range(ratio, math.inf):
+            raise ConfigurationError(
+                "Expected the least and the largest width/height, two numbers above 0. "
+                f"Received: {ratio=}"
+            )
+        if augment is not None and not callable(augment):
+            raise ConfigurationError(
+                "Expected augment=flipkit.Augment(), or another call of a picture and a generator. "
+                f"Received: {augment=}"
+            )
+        if captions not in ("random", "first") and not _is_share(captions):
+            hint = f" {nearest(captions, ('random', 'first'))}" if isinstance(captions, str) else ""
+            raise ConfigurationError(
+                f"Expected captions 'random', 'first' or a chance in [0, 1].{hint} "
+                f"Received: {captions=}"
+            )
+        if not _is_share(bad_limit):
+            raise ConfigurationError(f"Expected a share in [0, 1]. Received: {bad_limit=}")
+        counts = {"block": block, "window": window, "threads": threads, "workers": workers}
+        for name, value in counts.items():
+            least = 0 if name == "workers" else 1
+            if not isinstance(value, int) or value < least:
+                raise ConfigurationError(
+                    f"Expected a whole number of at least {least}. Received: {name}={value!r}"
+                )
+
+    def open(self, data, model, batch_size, *, seed=0, first=0, image_size=None) -> "Batches":
+        """The batches of `data` as `model` takes them.
+
+        Args:
+            data: a `flipkit.Dataset`, or anything with `len(data)` and `data[i]`.
+            model: `flipkit.models.Trainable`: its preprocessing tells how pictures are resized, and
+                `reads` what comes beside them: "text", ids that its tokenizer makes, "label", the
+                samples' own, "view", another crop of the same picture, or None, nothing.
+            batch_size: pairs per batch.
+            seed: int of 64 bits, what the order and every other random choice are functions of.
+            first: slot of the stream that the first batch begins with: pairs used before.
+            image_size: pixels of the pictures, one side or (height, width); None is what the model
+                trains at, as `FLIP(image_size=...)` says, else its image tower's own.
+
+        Raises:
+            ConfigurationError: the model can't read such batches, or `seed` is none.
+            DataError: the data can't be read, or has fewer samples than a batch.
+        """
+        if model.reads is not None and model.reads not in READERS:
+            raise ConfigurationError(
+                f"A batch can't hold {model.reads!r}. {nearest(model.reads, READERS)}"
+            )
+        reader = None if model.reads is None else READERS[model.reads].of(model, self)
+        count = len(data)
+        if batch_size > count:
+            raise DataError(
+                f"A batch can't be larger than the data. Received: batch_size={batch_size:,} and "
+                f"{count:,} samples. Set a smaller batch_size, or more data."
+            )
+        slots = Slots(
+            feed=self,
+            data=data,
+            count=count,
+            reader=reader,
+            image_size=image_size or getattr(model, "image_size", None) or model.image.image_size,
+            interpolation=model.preprocessing.interpolation,
+            seed=checked_seed(seed) % (1 << 64),  # NumPy takes no negative ones
+        )
+        return Batches(slots, batch_size, first)
+
+
+def _is_share(value):
+    return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def _is_range(value, most):
+    """Whether `value` is two finite numbers above 0 and up to `most`, the smaller one first."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return False
+    numbers = all(isinstance(number, (int, float)) for number in value)
+    return numbers and 0 < value[0] <= value[1] <= most and value[1] < math.inf

@@ -1,0 +1,114 @@
+"""Every name of Keras that flipkit uses and Keras does not document: one function each, and no other file has one.
+
+Tested with Keras 3.15.1 and 3.16.0.dev on 2026-11-27; pyproject.toml allows no later release until
+`tests/test_keras_inside.py`, one test a name, has passed with it. Each docstring says why there is no
+public way, and what to do when the name goes.
+"""
+
+import contextlib
+import sys
+
+from keras.src.backend.common import global_state
+
+from flipkit.errors import FlipkitError
+
+# Keras appends to an exception that a layer raises what the layer was called with, pages of arrays, unless
+# this attribute is set. When it goes: a call of `keras.config.disable_traceback_filtering` does not help;
+# catch and raise again in `Trainable.__call__`.
+FlipkitError._keras_call_info_injected = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def initializer(variable):
+    """What gives `variable` its first value, while it waits for that in a StatelessScope; else None.
+
+    Keras draws the seeds of initializers in constructors, so that first values depend on the order of
+    construction. When it goes: `assign` drawn values after the build, which initialises twice.
+    """
+    return getattr(variable, "_initializer", None)
+
+
+def set_initializer(variable, value):
+    """Makes `value` what gives `variable` its first value. See `initializer`."""
+    variable._initializer = value
+
+
+def rename(variable, name: str):
+    """Gives `variable` another name, the last part of its path.
+
+    Keras numbers a variable without a name as the process goes (Keras Hub 0.32 has one), and a checkpoint
+    would not find it again. When it goes: wrap the layer that owns the variable in one that has the name.
+    """
+    variable._name = name
+    variable._path = f"{variable.path.rpartition('/')[0]}/{name}"
+
+
+@contextlib.contextmanager
+def without_tensorflow():
+    """Inside it Keras serialises without importing TensorFlow, which would take seconds and a GPU.
+
+    Keras 3.15 asks of everything that it serialises whether it is a TensorShape, and imports TensorFlow
+    wherever it is installed to do so. One that is imported already stays in use. When it goes: remove it
+    if Keras stopped importing, else set `sys.modules["tensorflow"] = None` inside.
+    """
+    from keras.src.utils import module_utils
+
+    lazy = module_utils.tensorflow
+    untouched = "tensorflow" not in sys.modules and lazy._available is None
+    if untouched:
+        lazy._available = False
+    try:
+        yield
+    finally:
+        if untouched:
+            lazy._available = None
+
+
+@contextlib.contextmanager
+def forgetting_variables():
+    """Variables that are made inside, in a StatelessScope without values, never get any.
+
+    Keras keeps a list of variables that wait for their values, and gives all of them theirs at the end of
+    the next StatelessScope: it would hold a copy that was made for its shapes, and fill it while another
+    model is built. When it goes: check with `tests/test_plan.py` whether memory is still taken.
+    """
+    waiting = global_state.get_global_attribute("uninitialized_variables", [], set_to_default=True)
+    before = len(waiting)
+    try:
+        yield
+    finally:
+        del waiting[before:]
+
+
+def layers_of(model) -> list:
+    """Every layer of `model`, nested ones too. `model.layers` has the outer ones alone.
+
+    When it goes: walk the attributes of each layer.
+    """
+    return list(model._flatten_layers())
+
+
+def index_of(optimizer, variable) -> int:
+    """The place of `variable` among those that `optimizer` was built with.
+
+    When it goes: keep a dict of paths in `build`.
+    """
+    return optimizer._get_variable_index(variable)
+
+
+def averages_of(optimizer) -> list:
+    """The moving averages of weights that `optimizer` keeps, in the order of its variables; [] of none.
+
+    Keras's own SwapEMAWeights reads this attribute. When it goes: find them among `optimizer.variables`
+    by their names, which end in `_average`.
+    """
+    return getattr(optimizer, "_model_variables_moving_average", None) or []
+
+
+def update_metrics(model, metrics, loss, x, y, y_pred, sample_weight):
+    """The logs and the new values of `model`'s metrics, from the values `metrics`, inside a JAX program.
+
+    Of the JAX trainer, whose `train_step` flipkit replaces: the gradient's norm needs a place between
+    gradient and update. That step also relies on `compute_loss_and_updates` and on the order of the four
+    parts of its state. When it goes: write the loop over `model.metrics` in a StatelessScope.
+    """
+    return model._update_metrics_variables(metrics, loss, x, y, y_pred, sample_weight)

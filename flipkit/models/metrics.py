@@ -1,0 +1,108 @@
+"""What training logs beside the loss: accuracies on the batch, the gradient's norm."""
+
+import keras
+from keras import ops
+
+from flipkit.losses import similarity
+
+
+class FiniteMean(keras.metrics.Mean):
+    """The mean of what is finite; NaN where nothing is."""
+
+    def update_state(self, values, sample_weight=None):
+        finite = ops.isfinite(values)
+        super().update_state(ops.where(finite, values, 0.0), ops.cast(finite, "float32"))
+
+    def result(self):
+        return ops.where(self.count > 0, super().result(), float("nan"))
+
+
+class Skipped(keras.metrics.Mean):
+    """The share of steps whose gradient is not finite."""
+
+    def update_state(self, values, sample_weight=None):
+        super().update_state(ops.cast(ops.logical_not(ops.isfinite(values)), "float32"))
+
+
+def of_gradients(optimizer) -> dict[str, keras.metrics.Metric]:
+    """`gradient_norm`, the mean over the steps; beside it `skipped_steps` where the optimizer skips some.
+
+    A `LossScaleOptimizer` leaves out a step whose gradient overflows float16, and halves its scale: such
+    a step has no norm. With every other optimizer a norm that is not finite is a run that diverged.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return {
+            "gradient_norm": FiniteMean(name="gradient_norm"),
+            "skipped_steps": Skipped(name="skipped_steps"),
+        }
+    return {"gradient_norm": keras.metrics.Mean(name="gradient_norm")}
+
+
+class Means:
+    """Means over an epoch's batches: those that a model measures, and the gradient's norm.
+
+    A plain object: Keras allows a built model no new metrics, and compiling comes after building.
+
+    Args:
+        names: of what the model measures.
+        optimizer: the model's.
+
+    Attributes:
+        metrics: {name: Keras metric}.
+    """
+
+    def __init__(self, names=(), optimizer=None):
+        self._gradients = of_gradients(optimizer)
+        self.metrics = {name: keras.metrics.Mean(name=name) for name in names} | self._gradients
+
+    def update(self, measured, gradient_norm=None) -> set[str]:
+        """Takes in a batch, and returns the names of the metrics that it has changed.
+
+        Args:
+            measured: {name: values}.
+            gradient_norm: of the step; None in an evaluation.
+        """
+        if gradient_norm is not None:
+            measured = measured | dict.fromkeys(self._gradients, gradient_norm)
+        for name, values in measured.items():
+            self.metrics[name].update_state(values)
+        return {*measured}
+
+
+def pair_accuracies(image, text, scale) -> dict:
+    """`image_to_text_accuracy` of each image and `text_to_image_accuracy` of each text: 1.0 or 0.0.
+
+    An image is right if its own text is the nearest of the batch's; where cosines are not finite, none is.
+
+    Args:
+        image, text: unit vectors (batch, dim), row i of one belonging to row i of the other.
+        scale: factor of the cosines. XLA computes these logits once, for the loss and for this.
+    """
+    logits = similarity(image, text, scale)
+    matched = ops.diagonal(logits)
+    return {
+        f"{name}_accuracy": sound(matched >= ops.max(logits, axis=axis), logits, axis)
+        for name, axis in (("image_to_text", 1), ("text_to_image", 0))
+    }
+
+
+def class_accuracy(logits, target) -> dict:
+    """`accuracy` of each picture, 1.0 or 0.0.
+
+    Where targets are mixed, the class with the largest share of one is the right one. A picture whose
+    logits are not all finite is wrong.
+
+    Args:
+        logits, target: (batch, classes).
+    """
+    said, right = ops.argmax(logits, axis=1), ops.argmax(target, axis=1)
+    return {"accuracy": sound(said == right, logits, axis=1)}
+
+
+def sound(right, logits, axis):
+    """1 where it is `right` and all logits along `axis` are finite, else 0: float32.
+
+    The largest of what is not a number is the first or none, as the backend has it.
+    """
+    finite = ops.all(ops.isfinite(logits), axis=axis)
+    return ops.cast(ops.logical_and(right, finite), "float32")

@@ -1,0 +1,414 @@
+"""What any model that runs is: a keras.Model with a step, a seed, frozen paths, a gradient norm, and `fit`."""
+# Methods of Keras's trainers are here once for each backend.
+# pyright: reportAttributeAccessIssue=false, reportRedeclaration=false
+
+import contextlib
+import inspect
+import math
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from flipkit import keras_inside, optimizers, paths, registry
+from flipkit.checks import sides
+from flipkit.errors import ConfigurationError
+from flipkit.models import inputs
+from flipkit.models.fitting import Fitting
+from flipkit.models.metrics import Means
+from flipkit.random import Seed, initial_values
+
+if keras.backend.backend() == "jax":
+    import jax  # value_and_grad: Keras's JAX trainer has no hook between gradient and update
+
+MODES = ("int8", "int4", "float8")  # of `quantize`: a file tells them by name
+
+
+class Trainable(Fitting):
+    """A model that `flipkit.Run` trains, plans, checkpoints and evaluates; `flipkit.FLIP` is one.
+
+    A subclass calls `super().__init__(name=name, **kwargs)`, keeps its constructor's arguments in attributes
+    of the same names, has an image encoder `image` and a `flipkit.Preprocessing` `preprocessing`, and
+    writes `call` and `compute_loss`. `call` takes a batch, a dict, and returns a dict. docs/your_model.md
+    makes one.
+
+    Attributes:
+        reads: what a batch holds beside `image`: "text" (then the model has a text encoder `text` and a
+            `tokenizer`), "label" (then `classes`, how many), "view", another crop of the same picture, or
+            None.
+        towers: {name of an encoder: names of the inputs that pass through it}, for planning.
+        logged: names of the means that `measure` finds.
+        default_loss: the loss that a run takes if it is given none; None for a loss of the model's own.
+        seed: int in [0, 2^64), what is random is a function of; None takes the seed of the `flipkit.Run`,
+            and 0 outside a run.
+        step: int32 variable, counted up by each training step; made by `build`.
+        meter: `flipkit.models.meter.Meter` of the train function that `fit` has made last; None before.
+        quantized: the Keras config that `quantize` went by; None before.
+    """
+
+    reads: str | None = None
+    towers: dict[str, tuple[str, ...]] = {"image": ("image",)}
+    logged: tuple[str, ...] = ()
+    default_loss: str | None = None
+    seed: int | None = None
+    quantized: Any = None
+    means: Means | None = None
+    _frozen: tuple[str, ...] = ()
+    _held: tuple[str, ...] = ()  # paths of the variables that `frozen` has taken out of training
+
+    # Building -----------------------------------------------------------------------------------
+
+    def build(self, input_shape=None):
+        """Creates every variable, once; needs no data, since encoders know the shape of their input."""
+        if self.built:
+            return
+        with initial_values(self, self.seed or 0):
+            self.step = self.add_weight(
+                shape=(), dtype="int32", initializer="zeros", trainable=False, name="step"
+            )
+            self.build_parts()
+        for tower in self.encoders().values():
+            if not tower.trainable:
+                tower.trainable = False  # Keras asks only what was made since; this tells all of it
+        self._freeze(self._frozen)
+
+    def build_parts(self):
+        """Creates the variables of the parts; a subclass that has more than encoders adds its own."""
+        for role in self.towers:
+            self.build_part(role, self._shape_of(role))
+
+    def build_part(self, role: str, *shapes):
+        """Builds the layer in the attribute `role`, if there is one that is not built.
+
+        Its variables are called `role/...`, whatever the layer's own name is.
+        """
+        part = getattr(self, role)
+        if part is not None and not part.built:
+            with _called(part, role):
+                part.build(*shapes)
+
+    def _shape_of(self, role):
+        encoder = getattr(self, role)
+        if role == "text":
+            return (None, encoder.length)
+        return (None, *sides(encoder.image_size), 3)
+
+    def encoders(self) -> dict[str, Any]:
+        """The encoders by name, as `towers` has them.
+
+        No property: Keras saves what it finds in one under that name.
+        """
+        return {role: getattr(self, role) for role in self.towers}
+
+    # Freezing -----------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> list[str]:
+        """Patterns of variables that training leaves as they are: no gradient, no moments.
+
+        Where setting it changes what is trained, the model has to be compiled again.
+        """
+        return list(self._frozen)
+
+    @frozen.setter
+    def frozen(self, patterns):
+        patterns = paths.checked_patterns("frozen", patterns)
+        if self.built:
+            self._freeze(patterns)
+        self._frozen = tuple(patterns)
+
+    def _freeze(self, patterns):
+        known = {paths.canonical(variable.path): variable for variable in self.variables}
+        chosen = paths.select(patterns, known, role="frozen")
+        before = set(self._held)
+        for path in self._held:
+            known[path].trainable = True
+        self._held = tuple(path for path in chosen if known[path].trainable)
+        for path in self._held:
+            known[path].trainable = False
+        if set(self._held) != before:
+            self.compiled, self.train_function = False, None  # made for other variables
+
+    def learning_summary(self) -> str:
+        """One line: how many numbers training changes, of how many, and what it leaves as it is."""
+        learned, known = (
+            sum(math.prod(v.shape) for v in variables if v is not self.step)
+            for variables in (self.trainable_weights, self.weights)
+        )
+        kept = f" Frozen: {', '.join(self._frozen)}." if self._frozen else ""
+        return f"Training changes {learned:,} of {known:,} numbers.{kept}"
+
+    def facts(self) -> dict[str, str]:
+        """What to know of this model before it trains: rows of the table that a run begins with."""
+        return {}
+
+    def summary(self, *args, print_fn=None, **kwargs):
+        """Keras's summary, then the `facts`, and how many numbers training changes."""
+        if not self.built:
+            self.build()
+        super().summary(*args, print_fn=print_fn, **kwargs)
+        for line in (*self.facts().values(), self.learning_summary()):
+            (print_fn or print)(line)
+
+    # The training step --------------------------------------------------------------------------
+
+    def compile(self, optimizer="adamw", loss=None, **kwargs):
+        """As `keras.Model.compile`; builds the model first.
+
+        Args:
+            optimizer: a name of flipkit's or Keras's, or an object.
+            loss: None: `compute_loss` is the loss. `flipkit.FLIP` takes others.
+        """
+        if loss is not None:
+            raise ConfigurationError(
+                f"A {type(self).__name__} has a loss of its own. Expected loss=None. "
+                f"Received: {loss!r}"
+            )
+        if not self.built:
+            self.build()
+        optimizer = optimizers.get(optimizer)
+        left = (v for v in self.variables if not v.trainable)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
+        inner.frozen = tuple(paths.canonical(variable.path) for variable in left)
+        super().compile(optimizer=optimizer, loss=None, **kwargs)
+        self.means = Means(self.logged, self.optimizer)
+
+    @property
+    def metrics(self):
+        """The loss, the means of `logged`, the gradient's norm, and what `compile(metrics=...)` added."""
+        mine = self.means.metrics.values() if self.compiled and self.means else ()
+        return [*super().metrics, *mine]
+
+    def step_seed(self, training: bool) -> Seed | None:
+        """What is random in this step is drawn from, in training; else None."""
+        return Seed(self.seed or 0, self.step) if training else None
+
+    def measure(self, y_pred) -> dict[str, Any]:
+        """`{name in logged: values of the batch}`; one that is left out is not logged.
+
+        Args:
+            y_pred: what `call` returned, with the `readings`.
+        """
+        return {}
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        updated = self.means.update(self.measure(y_pred), y_pred.get("gradient_norm"))
+        results = self.get_metrics_result()
+        return {n: v for n, v in results.items() if n in updated or n not in self.means.metrics}
+
+    def readings(self) -> dict:
+        """What `measure` wants to know of the weights, by its name in `y_pred`."""
+        return {}
+
+    if keras.backend.backend() == "jax":
+
+        def compute_loss_and_updates(self, trainable, non_trainable, *args, **kwargs):
+            loss, (unscaled, y_pred, *updates) = super().compute_loss_and_updates(
+                trainable, non_trainable, *args, **kwargs
+            )
+            # The metrics are updated where weights have no values any more: hand over what they need.
+            weights = zip(self.trainable_variables, trainable, strict=True)
+            with keras.StatelessScope(state_mapping=list(weights)):
+                y_pred = {**y_pred, **self.readings()}
+            return loss, (unscaled, y_pred, *updates)
+
+        def train_step(self, state, data):
+            if self.meter is not None:
+                self.meter.programs += 1  # what is jitted runs only to be compiled
+            trainable, non_trainable, optimizer, metrics = state
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            loss_and_gradient = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+            (_, aux), gradient = loss_and_gradient(
+                trainable,
+                non_trainable,
+                metrics,
+                x,
+                y,
+                sample_weight,
+                training=True,
+                optimizer_variables=optimizer,
+            )
+            loss, y_pred, non_trainable, metrics = aux
+            y_pred = {**y_pred, "gradient_norm": self._gradient_norm(gradient, optimizer)}
+            trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradient, trainable)
+            non_trainable = [
+                value + 1 if variable is self.step else value
+                for variable, value in zip(self.non_trainable_variables, non_trainable, strict=True)
+            ]
+            logs, metrics = keras_inside.update_metrics(
+                self, metrics, loss, x, y, y_pred, sample_weight
+            )
+            return logs, (trainable, non_trainable, optimizer, metrics)
+
+        def _gradient_norm(self, gradient, optimizer):
+            """Of the gradient of the loss itself, whatever the optimizer has scaled it by."""
+            known = zip(self.optimizer.variables, optimizer, strict=True)
+            with keras.StatelessScope(state_mapping=list(known)):
+                return global_norm(gradient, self.optimizer.scale_loss(1.0))
+
+    else:
+
+        def train_step(self, *args):
+            logs = super().train_step(*args)
+            self.step.assign_add(1)
+            return logs
+
+    # What is fed ---------------------------------------------------------------------------------
+
+    def expected_inputs(self, training) -> dict:
+        """{name: `flipkit.models.inputs.Pixels` or `Ids`} of what a batch may hold.
+
+        Args:
+            training: whether it is fed to `fit`.
+        """
+        size = sides(self.image.image_size)
+        # Without a grid an encoder may see other sizes too.
+        sizes = (size,) if getattr(self.image, "grid", None) else ()
+        remedy = "Resize them, or take a tower of that image_size."
+        pictures = inputs.Pixels(sizes, remedy=remedy)
+        found: dict[str, Any] = {"image": pictures}
+        if self.reads == "view":
+            found["view"] = pictures
+        if self.reads == "label":
+            told = f"the model tells {self.classes:,} classes apart"
+            found["label"] = inputs.Ids(self.classes, told, 0)
+        if self.reads == "text":
+            told = f"the text tower's vocab is {self.text.vocab:,}"
+            found["text"] = inputs.Ids(self.text.vocab, told, self.text.length)
+        return found
+
+    def needed_inputs(self, use) -> tuple[tuple[str, ...], ...]:
+        """Groups of names: a batch has to hold one of each group.
+
+        Args:
+            use: "fit", "evaluate" or "predict".
+        """
+        beside = ((self.reads,),) if self.reads is not None and use != "predict" else ()
+        return (("image",), *beside)
+
+    # Using it -----------------------------------------------------------------------------------
+
+    def rows(self, batch, output: str, batch_size: int) -> np.ndarray:
+        """What the model's `output` is for each row of `batch`: float32 (rows, ...).
+
+        Computed in batches of few sizes, a power of two below `batch_size`, so that few programs are
+        compiled; the last is filled up.
+
+        Args:
+            batch: a dict of arrays with as many rows each, as `call` takes it.
+            output: a name in what `call` returns.
+            batch_size: rows at a time, at most.
+        """
+        if not self.built:
+            self.build()
+        count = len(next(iter(batch.values())))
+        size = min(batch_size, max(8, 1 << max(count - 1, 0).bit_length()))
+        missing = -count % size if count else size
+        filled = {name: _filled(x, missing) for name, x in batch.items()}
+        return np.asarray(self.predict(filled, batch_size=size, verbose=0)[output][:count])
+
+    # Saving --------------------------------------------------------------------------------------
+
+    def export(self, filepath, format="tf_saved_model", *args, input_signature=None, **kwargs):
+        """As `keras.Model.export`; builds the model first.
+
+        Args:
+            input_signature: a list of one dict of `keras.InputSpec`; its names are what the exported
+                model asks for. None is what `predict` takes, with any number of rows.
+        """
+        if not self.built:
+            self.build()
+        if input_signature is None:
+            input_signature = [self.signature()]
+        return super().export(filepath, format, *args, input_signature=input_signature, **kwargs)
+
+    def signature(self) -> dict[str, keras.InputSpec]:
+        """{name: shape and type} of what an exported model asks for."""
+        return {"image": keras.InputSpec("uint8", (None, *sides(self.image.image_size), 3))}
+
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """As `keras.Model.quantize`, for use, not for training. A file that is saved then is loaded so."""
+        with warnings.catch_warnings():  # norms and dropout have nothing to quantize
+            warnings.filterwarnings("ignore", ".*does not have a `quantize` method", UserWarning)
+            super().quantize(mode, config=config, filters=filters, **kwargs)
+        self.quantized = config  # Keras has made one of the mode
+        self._whole = filters is None
+
+    def _quantized_config(self):
+        """What a config says of it: nothing, for numbers as they were trained."""
+        if self.quantized is None:
+            return {}
+        if not self._whole or self.quantized.mode not in MODES:
+            raise ConfigurationError(
+                "What was quantized in part, or with data, can't be written down. Expected "
+                f"quantize(mode) with one of {MODES}. Received: mode={self.quantized.mode!r}"
+                f"{'' if self._whole else ' and filters'}"
+            )
+        return {"quantized": registry.serialize(self.quantized)}
+
+    def get_config(self):
+        """The constructor's arguments, each an attribute of the same name."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        named = (p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+        config = registry.serialize({name: getattr(self, name) for name in named})
+        for value in config.values():
+            if registry.is_serialized(value):
+                value.pop("build_config", None)  # the model builds its parts itself,
+                value["config"].pop("name", None)  # and names their variables
+        config |= {"name": self.name, "dtype": registry.serialize(self.dtype_policy)}
+        return {**config, **self._quantized_config()}
+
+    @classmethod
+    def from_config(cls, config):
+        settings = registry.deserialize(config)
+        quantized = settings.pop("quantized", None)
+        model = cls(**settings)
+        if quantized is not None:
+            model.build()
+            model.quantize(config=quantized)
+        return model
+
+    def load_weights(self, filepath, *args, **kwargs):
+        """As `keras.Model.load_weights`; builds the model first."""
+        if not self.built:
+            self.build()
+        return super().load_weights(filepath, *args, **kwargs)
+
+    def compile_from_config(self, config):
+        config = registry.deserialize(config)
+        self.compile(**config)
+        self.optimizer.build(self.trainable_variables)
+
+    def get_build_config(self):
+        return {"input_shape": None} if self.built else None
+
+    def build_from_config(self, config):
+        if not self.built:
+            self.build()
+
+
+@contextlib.contextmanager
+def _called(layer, name):
+    """Inside it `layer` has another name, which the paths of its variables begin with."""
+    own = layer.name
+    layer.name = name
+    try:
+        yield
+    finally:
+        layer.name = own
+
+
+def _filled(x, missing):
+    """`x` with its last row, or zeros where it has none, `missing` times more."""
+    last = x[-1:] if len(x) else np.zeros((1, *x.shape[1:]), x.dtype)
+    return np.concatenate([x, np.repeat(last, missing, axis=0)])
+
+
+def global_norm(tensors, factor=1.0):
+    """Float32 L2 norm over all of `tensors`, each divided by `factor` before a square can overflow."""
+    known = (ops.cast(t, "float32") for t in tensors if t is not None)
+    if not isinstance(factor, float) or factor != 1:
+        known = (t / factor for t in known)
+    return ops.sqrt(sum(ops.sum(ops.square(t)) for t in known))

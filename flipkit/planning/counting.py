@@ -1,0 +1,62 @@
+"""FLOPs of a traced program."""
+
+import math
+
+import jax  # traces programs without running them, for which Keras has no word
+from jax.extend import core
+
+from flipkit.errors import ConfigurationError
+
+
+def flops(function, *inputs) -> int:
+    """FLOPs of the matrix products and convolutions in `function(*inputs)`; a multiply-add is two.
+
+    The function is traced and not run, so that this counts what is computed, whoever wrote it: a
+    backward pass, blocks that `remat` computes again, each round of a scan, the costliest branch of
+    a condition. Sums, norms, softmax and activations are not counted, as usual.
+
+    Args:
+        function: takes and returns arrays.
+        inputs: `jax.ShapeDtypeStruct`, in any nesting, or arrays.
+
+    Raises:
+        ConfigurationError: there are products inside a loop whose number of rounds no shape tells.
+    """
+    return _count(jax.make_jaxpr(function)(*inputs).jaxpr)
+
+
+def _count(program):
+    return sum(_flops_of_equation(equation) for equation in program.eqns)
+
+
+def _flops_of_equation(equation):
+    name, params = equation.primitive.name, equation.params
+    if name in ("dot_general", "conv_general_dilated"):
+        left, right = (variable.aval.shape for variable in equation.invars[:2])
+        outputs = equation.outvars[0].aval.size
+        if name == "dot_general":
+            [contracted, _], _ = params["dimension_numbers"]
+            return 2 * outputs * math.prod(left[axis] for axis in contracted)
+        features = right[params["dimension_numbers"].rhs_spec[0]]
+        zeros = math.prod(params["lhs_dilation"])  # in the gradient of a convolution with strides
+        return 2 * outputs * math.prod(right) // features // zeros
+    counts = [_count(program) for value in params.values() for program in _programs(value)]
+    if name == "cond":
+        return max(counts)
+    if name == "scan":
+        return params["length"] * sum(counts)
+    if name in ("while", "pallas_call") and any(counts):
+        raise ConfigurationError(
+            f"Can't count the matrix products in a {name!r}: no shape tells its rounds. Those of a "
+            "scan, and of a loop in Python, can be counted."
+        )
+    return sum(counts)
+
+
+def _programs(value):
+    """The programs in a parameter of an equation."""
+    if isinstance(value, core.ClosedJaxpr):
+        return [value.jaxpr]
+    if isinstance(value, core.Jaxpr):
+        return [value]
+    return [p for item in value for p in _programs(item)] if isinstance(value, tuple) else []

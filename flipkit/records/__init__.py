@@ -1,0 +1,1 @@
+"""What runs and evaluations leave on disk, and how people look at it."""

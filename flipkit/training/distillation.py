@@ -1,0 +1,141 @@
+"""Learning from a teacher: a loss that also compares a batch's similarities with another model's."""
+
+import os
+
+import numpy as np
+from keras import ops
+
+from flipkit import losses
+from flipkit.checks import sides
+from flipkit.errors import ConfigurationError
+from flipkit.models.flip import FLIP
+from flipkit.registry import register
+from flipkit.weights import load_pretrained
+
+# Read by both tokenizers, whose ids have to be the same.
+PROBE = "Two small dogs, a RED ball & 3 cafés: left of the unbelievable sunset"
+
+
+@register
+class Distillation(losses.Loss):
+    """A loss, plus the distance between student and teacher (CLIP-KD, arXiv 2307.12732).
+
+    The teacher embeds the same batch, whole and as at inference. To the loss comes, times `weight`, the
+    Kullback-Leibler divergence of the student's distribution over the batch from the teacher's, a
+    softmax over the similarities, in the mean over images and texts and half of each (the paper's
+    contrastive relational distillation); and, times `feature_weight`, the mean squared distance of
+    the embeddings, half of images and texts (its feature distillation). Only the student learns.
+
+    Args:
+        teacher: what `flipkit.load_pretrained` reads, such as a `.keras` file; or a `flipkit.FLIP`, in
+            plain `fit`: an object can't be written down. It has to see pictures of the student's
+            size and to read the same ids.
+        loss: the loss that this comes to: a name or an object.
+        weight: factor of the divergence.
+        temperature: of both softmaxes; None is each model's own learned one.
+        feature_weight: factor of the distance; needs embeddings of equal length.
+    """
+
+    def __init__(
+        self, teacher=None, *, loss="contrastive", weight=1.0, temperature=None, feature_weight=0.0
+    ):
+        self.teacher = (
+            teacher if isinstance(teacher, FLIP) or teacher is None else os.fspath(teacher)
+        )
+        self.loss = losses.get(loss)
+        self.weight, self.feature_weight = float(weight), float(feature_weight)
+        self.temperature = temperature
+        if temperature is not None and not temperature > 0:
+            raise ConfigurationError(f"Expected a number above 0. Received: {temperature=}")
+        self._model = self.teacher if isinstance(self.teacher, FLIP) else None
+
+    @property
+    def needs(self):
+        """The batch, for the teacher, and what the other loss needs."""
+        return ("inputs", *self.loss.needs)
+
+    @property
+    def variables(self):
+        """The teacher's."""
+        return self._model.variables if self._model is not None else []
+
+    def prepare(self, model):
+        """Loads the teacher, and refuses one that can't be shown what `model` is."""
+        if self._model is None:
+            if self.teacher is None:
+                raise ConfigurationError(
+                    "Distillation needs a teacher: set loss.teacher=model.keras"
+                )
+            self._model = load_pretrained(self.teacher)
+        teacher = self._model
+        if not teacher.built:
+            teacher.build()
+        sizes = [sides(m.image.image_size) for m in (model, teacher)]
+        lengths = [m.text.length for m in (model, teacher)]
+        if sizes[0] != sizes[1] or lengths[0] != lengths[1]:
+            raise ConfigurationError(
+                f"Student and teacher see the same batch. Expected a teacher for {sizes[0]} pixels and "
+                f"{lengths[0]} tokens. Received: one for {sizes[1]} and {lengths[1]}"
+            )
+        if not _read_alike(model.tokenizer, teacher.tokenizer, lengths[0]):
+            raise ConfigurationError(
+                "Student and teacher read the same ids. Expected the teacher's tokenizer. Received: "
+                f"{model.tokenizer!r}, while the teacher has {teacher.tokenizer!r}"
+            )
+        if self.feature_weight and model.dim != teacher.dim:
+            raise ConfigurationError(
+                f"A feature_weight needs embeddings of equal length. Received: dim={model.dim}, and "
+                f"{teacher.dim} in the teacher"
+            )
+
+    def __call__(self, image, text, scale, inputs, **needed):
+        teacher = self._model
+        whole = {"image", "text"} if "image" in inputs else {"patches", "image_ids", "text"}
+        known = teacher({name: inputs[name] for name in whole}, training=False)
+        known = {name: ops.stop_gradient(known[name]) for name in ("image", "text")}
+        scales = (scale, teacher.scale)
+        if self.temperature is not None:
+            scales = (1 / self.temperature,) * 2
+        total = self.loss(image, text, scale, **needed)
+        mine = losses.similarity(image, text, scales[0])
+        theirs = losses.similarity(known["image"], known["text"], ops.stop_gradient(scales[1]))
+        total += self.weight * (divergence(theirs, mine, 1) + divergence(theirs, mine, 0)) / 2
+        if self.feature_weight:
+            apart = _distance(image, known["image"]) + _distance(text, known["text"])
+            total += self.feature_weight * apart / 2
+        return total
+
+    def get_config(self):
+        if isinstance(self.teacher, FLIP):
+            raise ConfigurationError(
+                "A teacher that is an object can't be written down. Save it, and give its path: "
+                "Distillation('teacher.keras')"
+            )
+        return super().get_config()
+
+    def __repr__(self):
+        return f"Distillation({self.teacher if isinstance(self.teacher, str) else 'an object'!r})"
+
+
+def divergence(teacher, student, axis):
+    """Kullback-Leibler divergence of softmax(student) from softmax(teacher), float32 logits.
+
+    Over `axis`, in the mean over the other; 0 where the distributions are equal.
+    """
+    # Written out: what Keras has clips probabilities, and so is not 0 for equal ones.
+    teacher, student = (ops.log_softmax(logits, axis=axis) for logits in (teacher, student))
+    return ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), axis=axis))
+
+
+def _distance(a, b):
+    a, b = ops.cast(a, "float32"), ops.cast(b, "float32")
+    return ops.mean(ops.sum(ops.square(a - b), axis=-1))
+
+
+def _read_alike(student, teacher, length):
+    """Whether two tokenizers give the same ids; of one that is missing nothing is known."""
+    if student is None or teacher is None or not student.trained or not teacher.trained:
+        return True
+    if student.vocab != teacher.vocab:
+        return False
+    return np.array_equal(student([PROBE], length), teacher([PROBE], length))

@@ -1,0 +1,332 @@
+"""The training loop: a run's objects made anew, trained phase by phase. It reads a run; it imports none."""
+
+import contextlib
+import functools
+import itertools
+import statistics
+import time
+from typing import Any
+
+import keras
+
+from flipkit import files, optimizers, position, registry, weights
+from flipkit.callbacks import check_all, evaluate_all
+from flipkit.errors import BadSample, ConfigurationError
+from flipkit.paths import canonical, select
+from flipkit.records import messages, progress
+from flipkit.records.checkpoints import Checkpoints
+from flipkit.records.journal import Journal
+from flipkit.training import distribution as layouts
+from flipkit.training.phase import model_settings, optimizer_steps
+from flipkit.weights import initial
+
+TOKENIZER_TEXTS = 50_000  # captions that an untrained tokenizer learns from
+
+
+def train(description, workdir=None, *, recipe=None, say=None, pause=None):
+    """Trains a run and returns its model: see `flipkit.Run.start`."""
+    say = say or (lambda line: None)
+    with anew(description) as run:
+        journal = Journal(workdir, run.record(recipe), say)
+        try:
+            return Loop(run, journal, say, pause).train()
+        finally:
+            journal.close()
+
+
+def throughput(description, seconds, rounds, pause=None) -> float:
+    """Pairs per second of a run: see `flipkit.Run.throughput`."""
+    samples = sum(phase.samples for phase in description.phases)
+    counts = [max(3, round(rounds * phase.samples / samples)) for phase in description.phases]
+    spent = 0.0
+    with anew(description) as run:
+        loop = Loop(run, Journal(None, {}))
+        loop.prepare()
+        for index, (phase, count) in enumerate(zip(run.phases, counts, strict=True)):
+            loop.enter(index)
+            data = loop.batches(index).from_step()
+            fit = functools.partial(run.model.fit, data, verbose=0)
+            fit(steps_per_epoch=1)  # compiles the program
+            callbacks = []
+            if pause is not None:
+                done, total = sum(counts[:index]), sum(counts)
+                pause(done / total)
+                callbacks.append(
+                    keras.callbacks.LambdaCallback(
+                        on_epoch_end=lambda epoch, logs, done=done, total=total: pause(
+                            (done + epoch + 1) / total
+                        )
+                    )
+                )
+            (rate,) = fit(steps_per_epoch=2).history["pairs_per_second"]
+            steps = max(1, round(seconds / rounds * rate / phase.batch_size))
+            rates = fit(steps_per_epoch=steps, epochs=count, callbacks=callbacks).history
+            data.close()
+            spent += phase.samples / statistics.harmonic_mean(rates["pairs_per_second"])
+    return samples / spent
+
+
+@contextlib.contextmanager
+def anew(description):
+    """The same run with every object made again, its model seeded, inside its distribution's scope."""
+    if keras.backend.backend() != "jax":
+        raise ConfigurationError(
+            f"A run needs Keras's JAX backend; this process uses {keras.backend.backend()!r}. "
+            "Set KERAS_BACKEND=jax."
+        )
+    layouts.realise(layouts.get(description.distribution))
+    try:
+        run = type(description).from_config(description.get_config())
+        if run.model.seed is None:
+            run.model.seed = run.seed
+        yield run
+    finally:
+        layouts.realise(None)
+
+
+class Loop:
+    """Trains one run.
+
+    Args:
+        run: whose objects were made for this.
+        journal: `Journal`.
+        say: called with lines of progress.
+        pause: as in `flipkit.Run.start`; without one, a progress bar is drawn.
+    """
+
+    def __init__(self, run, journal, say=lambda line: None, pause=None):
+        self.run, self.journal, self.say, self.pause = run, journal, say, pause
+        self.saved: Checkpoints | None = None
+
+    # Getting ready ------------------------------------------------------------------------------
+
+    def prepare(self, source=None):
+        """Opens the data, readies tokenizer and model.
+
+        Args:
+            source: the model that the weights come from; None draws them.
+        """
+        run, model = self.run, self.run.model
+        run.count_data()  # refuses early what is wrong with the data
+        if model.reads == "text" and source is not None:
+            initial.take_tokenizer(model, source)
+        check_all(model, run.evaluators)
+        if model.reads == "text":
+            folder = self.journal.folder
+            train_tokenizer(model, run.data, folder and folder / "tokenizer")
+        for index in range(len(run.phases)):
+            self.batches(index)  # refuses what is wrong with any phase before there are weights
+        model.build()
+        if source is not None:
+            initial.take_weights(model, source, run.init)
+        known = [canonical(variable.path) for variable in model.variables]
+        for index, phase in enumerate(run.phases):
+            select(phase.frozen or (), known, role=f"phases.{index}.frozen")
+
+    def batches(self, index):
+        """The batches of phase `index`."""
+        run = self.run
+        return run.feed.open(
+            run.data,
+            run.model,
+            run.phases[index].batch_size,
+            seed=run.seed,
+            first=position.begin(run.phases, index).sample,
+            image_size=model_settings(run.phases, index).get("image_size"),
+        )
+
+    def enter(self, index, previous=None):
+        """Readies the model for phase `index`; `previous` is the optimizer of the one before."""
+        run, phase = self.run, self.run.phases[index]
+        for name, setting in model_settings(run.phases, index).items():
+            setattr(run.model, name, setting)
+        config = run.optimizer.get_config()
+        if phase.schedule is not None:
+            start = optimizer_steps(run.phases, index)
+            config["learning_rate"] = phase.schedule.bind(phase.batch_size, phase.samples, start)
+        optimizer = type(run.optimizer).from_config(registry.serialize(config))
+        run.model.compile(optimizer, loss=run.loss)
+        optimizer.build(run.model.trainable_variables)
+        optimizers.keep_weights(
+            optimizer
+        )  # the next phase, and a run that goes on, train on from them
+        if previous is not None and phase.optimizer == "kept":
+            optimizers.take_moments(optimizer, previous, run.model.trainable_variables)
+
+    def _source(self):
+        """The model whose weights the run begins with, or None."""
+        if self.run.init is None:
+            return None
+        source = weights.load_pretrained(self.run.init)
+        self.say(f"Weights from {self.run.init}.")
+        for difference in initial.differing_settings(self.run.model, source):
+            self.say(f"Another setting than those weights were made with: {difference}")
+        return source
+
+    # Training -----------------------------------------------------------------------------------
+
+    def train(self):
+        """Trains all phases, or those that are left, and returns the model."""
+        run, journal = self.run, self.journal
+        folder = journal.folder
+        with Checkpoints(folder / "checkpoints") if folder else contextlib.nullcontext() as saved:
+            self.saved = saved
+            checkpoint = (saved and saved.position()) or {"step": 0}
+            here = run.position(checkpoint["step"])
+            self.prepare(None if here.step else self._source())
+            self.say(
+                f"Resuming at step {here.step:,} of {run.steps:,}."
+                if here.step
+                else "Starting at step 0."
+            )
+            journal.rewind(here.step)
+            if not here.step:
+                journal.begin(run.model)
+            optimizer = None
+            for index in range(here.phase, len(run.phases)):
+                self.enter(index, optimizer)
+                done = 0
+                if here.step and index == here.phase:
+                    saved.restore(run.model)
+                    self._settle(here, checkpoint.get("window"))
+                    done = here.step_in_phase
+                if done < run.phases[index].steps:
+                    self._fit(index, done)
+                optimizer = run.model.optimizer
+        # A finished run's weights are the averages, where the optimizer keeps them.
+        optimizers.take_averages(run.model)
+        journal.finish(run.model)
+        return run.model
+
+    def _settle(self, here, window):
+        """Evaluates and records the checkpoint's window, if the run stopped before it had.
+
+        A checkpoint comes before the evaluation of its step, which may take long, or fail.
+        """
+        if window is not None and self.journal.last.get("step", 0) < here.step:
+            self.say(self.end_window(here, dict(window["logs"]), window["rejects"]))
+
+    def end_window(self, here, logs, rejects) -> str:
+        """Evaluates if it is time, and writes the window's row; returns it as a line.
+
+        Args:
+            here: `Position` at the window's end.
+            logs: what `fit` has found.
+            rejects: bad samples of the window, (slot, index, reason).
+        """
+        run = self.run
+        if self.due(here, run.evaluate_every):
+            logs.update(evaluate_all(run.model, run.evaluators))
+        rate = float(run.model.optimizer.learning_rate)
+        row = self.journal.record(run.phases, here, {**logs, "learning_rate": rate}, rejects)
+        return messages.line(row, run.steps)
+
+    def due(self, here, every) -> bool:
+        """Whether it is time for what comes every so many steps, rounded up to whole windows.
+
+        Windows are counted from the phase's start, so that a run that goes on has them at the same steps.
+        """
+        if here.step_in_phase == self.run.phases[here.phase].steps:
+            return True
+        windows, length = -(-every // self.run.log_every), self.run.log_every
+        return bool(every) and -(-here.step_in_phase // length) % windows == 0
+
+    def _fit(self, index, done):
+        run, window = self.run, self.run.log_every
+        phase, opened = run.phases[index], self.batches(index)
+        if not done:
+            self.journal.show_masks(run.model, opened, index)
+        data = opened.from_step(done)
+        windows = _Windows(self, index, done, opened)
+        try:
+            run.model.fit(
+                data,
+                steps_per_epoch=window,
+                initial_epoch=done // window,
+                epochs=done // window + -(-(phase.steps - done) // window),
+                callbacks=[windows],
+                verbose=0,
+            )
+        finally:
+            data.close()  # ends its threads and workers
+        opened.check(final=True)
+
+
+class _Windows(keras.callbacks.Callback):
+    """What happens in a phase beside its steps, in one order.
+
+    After each window of steps a checkpoint is saved if it is due, evaluators are asked if they are due, a row
+    of metrics is written, and the caller may pause. A checkpoint comes first, and with it goes what the row
+    is made of: an evaluation may take long, or fail, and a run that goes on makes up for it.
+    """
+
+    def __init__(self, loop, index, done, batches):
+        super().__init__()
+        self.loop, self.run, self.batches = loop, loop.run, batches
+        self.begin = position.begin(self.run.phases, index)
+        self.last = self.begin.step + self.run.phases[index].steps
+        self.step, self.told = self.begin.step + done, 0
+        self.bar = progress.display(loop.pause is None)
+
+    def on_train_begin(self, logs=None):
+        self.bar.start()
+        self.task = self.bar.add_task("compiling", total=self.run.steps, completed=self.step)
+        self.meter, first = self.model.meter, self.step + 1
+        if self.loop.pause is not None:
+            self.meter.compiled = lambda: self.loop.pause(first)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        self.bar.update(self.task, completed=self.step)
+        if self.step == self.last:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs: Any = None):
+        loop, here = self.loop, self.run.position(self.step)
+        rejects = self.batches.rejects[self.told :]
+        self.told = len(self.batches.rejects)
+        if loop.saved is not None and loop.due(here, self.run.checkpoint_every):
+            window = {"logs": {n: float(v) for n, v in logs.items()}, "rejects": rejects}
+            place = {"phase": here.phase, "step": here.step, "time": time.time()}
+            loop.saved.save(here.step, self.model, {**place, "window": window})
+        line = loop.end_window(here, logs, rejects)
+        # stdout and stderr may be one terminal: the bar makes room for the line.
+        self.bar.stop()
+        loop.say(line)
+        self.bar.update(self.task, description=f"step {here.step:,}/{self.run.steps:,}")
+        self.bar.start()
+        if loop.pause is not None:
+            loop.pause(here.step)
+
+    def on_train_end(self, logs=None):
+        self.loop.journal.programs[self.begin.phase] = self.meter.programs
+        self.bar.stop()
+
+
+def train_tokenizer(model, data, folder=None):
+    """Gives the model's tokenizer a vocabulary, if it has none, learned from the captions.
+
+    Args:
+        folder: where it is kept, and taken from if it is there; None keeps nothing.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ConfigurationError("A run needs a tokenizer: FLIP(..., tokenizer='wordpiece')")
+    if not tokenizer.trained and folder is not None and folder.is_dir():
+        tokenizer.load_assets(folder)
+    if not tokenizer.trained:
+        step = max(1, len(data) // TOKENIZER_TEXTS)
+        texts = (_texts(data, i) for i in range(0, len(data), step))
+        tokenizer.train(itertools.chain.from_iterable(texts), model.text.vocab)
+    if folder is not None and not folder.is_dir():
+        with files.whole(folder) as part:
+            part.mkdir()
+            tokenizer.save_assets(part)
+
+
+def _texts(data, i):
+    """The texts of sample `i`; none of a bad one, which the feed will replace and record."""
+    try:
+        return data.texts(i)
+    except BadSample:
+        return []
