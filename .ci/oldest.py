@@ -9,7 +9,9 @@ import tomllib
 
 project = tomllib.loads(pathlib.Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 extras = project["optional-dependencies"]
-own = [*project["dependencies"], *(d for name in extras if name not in ("all", "dev") for d in extras[name])]
+own = [*project["dependencies"]]
+for extra in extras.keys() - {"all", "dev"}:
+    own += extras[extra]
 for requirement in own:
     if found := re.match(r"([\w-]+)(?:\[\w+\])?>=([\w.]+)", requirement):
         print(f"{found[1]}=={found[2]}")

@@ -1,4 +1,4 @@
-"""Every name of Keras that flipkit uses and Keras does not document: one function each, and no other file has one.
+"""Every name of Keras that flipkit uses and Keras does not document, one function each.
 
 Tested with Keras 3.15.1 and 3.16.0.dev on 2026-11-27; pyproject.toml allows no later release until
 `tests/test_keras_inside.py`, one test a name, has passed with it. Each docstring says why there is no

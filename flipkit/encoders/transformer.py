@@ -23,6 +23,7 @@ TABLE = keras.initializers.RandomNormal(stddev=0.02)  # class token, text positi
 
 
 def check_choice(name, value, known):
+    """Refuses a value that is none of those known."""
     if value not in known:
         raise ConfigurationError(f"Unknown {name}={value!r}. {nearest(str(value), known)}")
 

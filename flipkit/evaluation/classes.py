@@ -65,7 +65,7 @@ def rank_metrics(images, classes, labels, groups=None) -> dict[str, float]:
     """`top1`, `top5` and `mrr` of labels (n,), overall and by the group (n,) of each picture.
 
     Of classes with equal scores the worst place counts, so that a constant model gains nothing. Where
-    vectors are not finite, `non_finite` counts them (`flipkit.evaluation.scores.ranks` says what becomes of them).
+    vectors are not finite, `non_finite` counts them (see `flipkit.evaluation.scores.ranks`).
     """
     right = np.asarray(labels)[:, None] == np.arange(len(classes))
     ranks = scores.ranks(scores.cosines(images, classes), right)

@@ -202,7 +202,8 @@ class Masked(Trainable):
         return {"masking": self.masking_summary()}
 
 
-def checked_ratio(name, ratio):
+def checked_ratio(name, ratio) -> float:
+    """A mask ratio as a float; refused if it is no share in [0, 1)."""
     if not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
         raise ConfigurationError(f"Expected a share in [0, 1). Received: {name}={ratio!r}")
     return float(ratio)

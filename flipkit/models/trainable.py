@@ -1,4 +1,4 @@
-"""What any model that runs is: a keras.Model with a step, a seed, frozen paths, a gradient norm, and `fit`."""
+"""The base of any model that runs: a keras.Model with a step, a seed, frozen paths, a gradient norm."""
 # Methods of Keras's trainers are here once for each backend.
 # pyright: reportAttributeAccessIssue=false, reportRedeclaration=false
 
@@ -29,8 +29,8 @@ MODES = ("int8", "int4", "float8")  # of `quantize`: a file tells them by name
 class Trainable(Fitting):
     """A model that `flipkit.Run` trains, plans, checkpoints and evaluates; `flipkit.FLIP` is one.
 
-    A subclass calls `super().__init__(name=name, **kwargs)`, keeps its constructor's arguments in attributes
-    of the same names, has an image encoder `image` and a `flipkit.Preprocessing` `preprocessing`, and
+    A subclass calls `super().__init__(**kwargs)`, keeps its constructor's arguments in attributes of their
+    names, has an image encoder `image` and a `flipkit.Preprocessing` `preprocessing`, and
     writes `call` and `compute_loss`. `call` takes a batch, a dict, and returns a dict. docs/your_model.md
     makes one.
 

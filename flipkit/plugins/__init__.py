@@ -104,6 +104,11 @@ def listing(*kinds: str) -> list[Component]:
     return [manager.describe(o) for kind in kinds or KINDS for o in offers if o.kind == kind]
 
 
+def import_components() -> None:
+    """Imports every component: from a file or a config Keras makes only classes that were registered."""
+    listing(*(kind for kind in KINDS if kind not in ("commands", "formats", "recipes")))
+
+
 def problems() -> list[Problem]:
     """What is wrong with the plugins."""
     return _loaded().problems()

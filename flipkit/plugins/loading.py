@@ -398,6 +398,7 @@ def _jax_started() -> bool:
 
 
 def mend(source: Source) -> str:
+    """What mends a plugin that raises."""
     if source is BUILT_IN:
         return "Reinstall flipkit; if that doesn't help, it is a bug to report"
     own = source.distribution

@@ -1,4 +1,4 @@
-"""Pictures cut to a model's size: at random for training; as flipkit, open_clip and transformers do for use."""
+"""Pictures cut to a model's size: at random for training, by a rule for use."""
 
 import math
 

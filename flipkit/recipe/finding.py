@@ -80,10 +80,9 @@ def _recorded(path):
         ) from problem
 
     def recipe():
-        from flipkit import evaluation, training  # noqa: F401  # their classes are in a config
-        from flipkit.models import flip  # noqa: F401  # their classes are in a config
+        from flipkit import training
 
-        plugins.listing()  # imports every component: Keras finds only classes that were registered
+        plugins.import_components()
         return training.Run.from_config(config)
 
     return recipe

@@ -171,8 +171,8 @@ def draw_answers(columns, data, path, *, title) -> pathlib.Path | None:
     """A sheet of test pictures, each with its name and with what each model calls it.
 
     Args:
-        columns: {label of a model: its answers, as `flipkit.study.answers.read` gives them}, all on the same
-            pictures.
+        columns: {label of a model: its answers, as `flipkit.study.answers.read` returns them}, all on
+            the same pictures.
         data: the dataset that the answers' indices point into.
 
     Returns:

@@ -1,5 +1,6 @@
 """What a model that runs must do."""
 
+import contextlib
 import tempfile
 
 import numpy as np
@@ -89,10 +90,8 @@ class _ModelChecks(Checks):
 
         with tempfile.TemporaryDirectory() as folder, quickly_compiled():
             run = self._run().with_override("checkpoint_every", 1)
-            try:
+            with contextlib.suppress(_Stopped):
                 run.start(folder, pause=stop)
-            except _Stopped:
-                pass
             resumed = _values(run.start(folder))
         for path, value in _values(self._trained[0]).items():
             expect_equal(resumed[path], value, f"equal weights {path} after a stop")

@@ -5,6 +5,8 @@ import json
 import os
 from collections.abc import Callable
 
+import keras
+
 from flipkit import configs, datasets, losses, models, optimizers, plugins
 from flipkit import position as positions
 from flipkit.errors import ConfigurationError
@@ -36,10 +38,10 @@ class Run(Configurable):
         evaluators: {name: evaluator}, such as `flipkit.ZeroShot`, run every `evaluate_every` steps
             and at the end of each phase. One with a method `check(model)` is asked before the first
             step: it raises what calling it would certainly raise.
-        init: a path that `flipkit.load_pretrained` knows: the model begins with the weights there, its
-            learned positions resampled to the model's grid and its patch embedding to the patch size;
-            None draws them. A classifier takes the image tower alone. A run that goes on from a
-            checkpoint needs it no more.
+        init: what `flipkit.load_pretrained` reads, or another model's `.keras` file: the model begins with
+            the weights there, learned positions resampled to the model's grid and the patch embedding to
+            the patch size; None draws them. A model of another class takes the image tower alone. A
+            resumed run does not read it.
         seed: int: initial weights, masks, dropout, order and crops are functions of it.
         distribution: None or "data_parallel".
         log_every, checkpoint_every, evaluate_every: steps; 0 is only at the end. The latter two are
@@ -173,8 +175,9 @@ class Run(Configurable):
 
     def record(self, recipe=None) -> dict:
         """What `run.json` holds: the run as it is, and the versions it ran with."""
-        packages = ("flipkit", "keras", "jax", "jaxlib", "grain", "orbax-checkpoint", "numpy")
+        packages = ("flipkit", "jax", "jaxlib", "grain", "orbax-checkpoint", "numpy")
         versions = {name: importlib.metadata.version(name) for name in packages}
+        versions["keras"] = keras.__version__  # a nightly build's distribution has another name
         return {
             "recipe": recipe,
             "run": json.loads(json.dumps(self.get_config())),

@@ -157,7 +157,7 @@ class Loop:
         """The model whose weights the run begins with, or None."""
         if self.run.init is None:
             return None
-        source = weights.load_pretrained(self.run.init)
+        source = weights.load_any(self.run.init)
         self.say(f"Weights from {self.run.init}.")
         for difference in initial.differing_settings(self.run.model, source):
             self.say(f"Another setting than those weights were made with: {difference}")
@@ -255,9 +255,9 @@ class Loop:
 class _Windows(keras.callbacks.Callback):
     """What happens in a phase beside its steps, in one order.
 
-    After each window of steps a checkpoint is saved if it is due, evaluators are asked if they are due, a row
-    of metrics is written, and the caller may pause. A checkpoint comes first, and with it goes what the row
-    is made of: an evaluation may take long, or fail, and a run that goes on makes up for it.
+    After each window of steps a checkpoint is saved if one is due, evaluators are called if they are due, a
+    row of metrics is written, and the caller may pause. A checkpoint comes first, with what the row is made
+    of: an evaluation may take long, or fail, and a resumed run makes up for it.
     """
 
     def __init__(self, loop, index, done, batches):

@@ -41,7 +41,7 @@ def load_pretrained(path, format: str | None = None, image_size=None, **options)
 
 
 def load_any(path, tokenizer: str | None = None):
-    """The MODEL of a command line, whatever kind it is: as `load_pretrained`, and classifiers too.
+    """The MODEL of a command line: as `load_pretrained`, of whatever class it is.
 
     Args:
         path: a file or a folder: `kinds.KINDS`.
@@ -51,10 +51,9 @@ def load_any(path, tokenizer: str | None = None):
         ConfigurationError: as `load_pretrained`.
     """
     found = _there(path)
-    reader = module(detect(found))
-    model = getattr(reader, "read_any", reader.read)(found)
+    model = module(detect(found)).read(found)
     if tokenizer is not None:
-        if not isinstance(model, FLIP):
+        if not hasattr(model, "tokenizer"):
             raise ConfigurationError(
                 f"A {type(model).__name__} reads no text: leave out model.tokenizer={tokenizer}"
             )
@@ -69,16 +68,16 @@ def _there(path) -> pathlib.Path:
     return found
 
 
-def describe(path) -> FLIP:
-    """The model at `path` for recipes, which want to know its towers: without its weights where the
-    format tells the one without the other.
+def describe(path) -> Any:
+    """The model at `path` for recipes, which need its towers: without its weights where the format has the
+    one without the other.
 
     Raises:
         ConfigurationError: as `load_pretrained`.
     """
     found = pathlib.Path(path)
     reader = module(detect(found)) if found.exists() else None
-    return reader.describe(found) if hasattr(reader, "describe") else load_pretrained(path)
+    return reader.describe(found) if hasattr(reader, "describe") else load_any(path)
 
 
 def save_as(model: FLIP, format: str, path, verify: bool = False):

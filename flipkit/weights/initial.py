@@ -5,6 +5,7 @@ import tempfile
 
 from flipkit import registry
 from flipkit.models.flip import FLIP
+from flipkit.models.trainable import Trainable
 from flipkit.weights import tensors
 
 # Arguments that change no output of a model in use, or only name it.
@@ -30,18 +31,18 @@ _FREE = {
 }
 
 
-def take_weights(model, source: FLIP, name):
+def take_weights(model: Trainable, source: Trainable, name):
     """Puts the weights of `source` into `model`, both built; learned positions are resampled to
     its grid, and the patch embedding to its patch size.
 
     Args:
-        model: `flipkit.FLIP`, or a model that has only an image tower, which takes that alone.
+        model: of the class of `source`, or another, which takes the image tower alone.
         name: what to call `source` in an error.
 
     Raises:
         ConfigurationError: lists the weights that are missing, unexpected or reshaped.
     """
-    whole = isinstance(model, FLIP)
+    whole = isinstance(model, type(source))
     values = {
         path: variable.numpy()
         for path, variable in tensors.weights(source).items()
@@ -57,7 +58,7 @@ def take_weights(model, source: FLIP, name):
     tensors.assign(model if whole else model.image, values, name)
 
 
-def take_tokenizer(model: FLIP, source: FLIP):
+def take_tokenizer(model: FLIP, source: Trainable):
     """Gives an untrained tokenizer of `model` what `source`'s of the same class has learned."""
     if model.tokenizer is None or model.tokenizer.trained or not _same_kind(model, source):
         return
@@ -67,10 +68,11 @@ def take_tokenizer(model: FLIP, source: FLIP):
 
 
 def _same_kind(model, source):
-    return type(model.tokenizer) is type(source.tokenizer) and source.tokenizer.trained
+    own = getattr(source, "tokenizer", None)
+    return own is not None and type(model.tokenizer) is type(own) and own.trained
 
 
-def differing_settings(model, source: FLIP) -> list[str]:
+def differing_settings(model: Trainable, source: Trainable) -> list[str]:
     """Settings that change what weights mean and are not alike: a line each.
 
     Weights of the same shapes fit a model with another activation or other pooling; whoever loads

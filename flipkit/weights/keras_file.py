@@ -8,7 +8,6 @@ import keras
 
 from flipkit import plugins, registry
 from flipkit.errors import ConfigurationError
-from flipkit.models.flip import FLIP
 
 
 def recognises(path: pathlib.Path) -> bool:
@@ -16,29 +15,24 @@ def recognises(path: pathlib.Path) -> bool:
     return path.suffix == ".keras" or (path / "model.keras").is_file()
 
 
-def read(path: pathlib.Path) -> FLIP:
-    """The model in the file."""
-    return _checked(read_any(path), path)
-
-
-def read_any(path: pathlib.Path):
-    """The model in the file, a FLIP or a classifier."""
+def read(path: pathlib.Path):
+    """The model in the file, of whatever class."""
     return load_model(_file(path))
 
 
-def describe(path: pathlib.Path) -> FLIP:
+def describe(path: pathlib.Path):
     """The model in the file as its config tells it: not built, without weights and vocabulary."""
     if not zipfile.is_zipfile(_file(path)):
         return read(path)  # which says what is wrong
-    plugins.listing()  # imports every component: Keras finds only classes that were registered
+    plugins.import_components()
     with zipfile.ZipFile(_file(path)) as archive:
         told = json.loads(archive.read("config.json"))
     for state in ("build_config", "compile_config"):
         told.pop(state, None)
-    return _checked(registry.deserialize(told), path)
+    return registry.deserialize(told)
 
 
-def write(model: FLIP, path: pathlib.Path):
+def write(model, path: pathlib.Path):
     """Saves the model as `path`, which ends in .keras."""
     with registry.without_tensorflow():
         model.save(path)
@@ -48,12 +42,6 @@ def _file(path):
     return path / "model.keras" if path.is_dir() else path
 
 
-def _checked(model, path) -> FLIP:
-    if not isinstance(model, FLIP):
-        raise ConfigurationError(f"Expected a flipkit.FLIP in {path}. Received: {type(model)}")
-    return model
-
-
 def load_model(path, compile=False):
     """The model in a `.keras` file, with the components that plugins gave it.
 
@@ -61,7 +49,7 @@ def load_model(path, compile=False):
         path: a file that `model.save` or a run wrote.
         compile: whether optimizer and loss come back too, for training on.
     """
-    plugins.listing()  # imports every component: Keras finds only classes that were registered
+    plugins.import_components()
     if not pathlib.Path(path).is_file():
         raise ConfigurationError(f"Expected a .keras file. Received: {path}, which does not exist.")
     if not zipfile.is_zipfile(path):

@@ -49,7 +49,7 @@ def read(path: pathlib.Path) -> FLIP:
     Raises:
         ConfigurationError: files are missing or damaged, or the arrays are not the model's; lists them.
     """
-    plugins.listing()  # imports every component: Keras finds only classes that were registered
+    plugins.import_components()
     told = json.loads((path / _CONFIG).read_bytes())
     try:
         model = registry.deserialize(told)

@@ -1,10 +1,10 @@
 """The folder of a run that is not finished: run.json beside Orbax checkpoints."""
 
 import pathlib
+from typing import Any
 
 from flipkit import files, plugins, registry
 from flipkit.errors import ConfigurationError
-from flipkit.models.flip import FLIP
 from flipkit.paths import canonical
 from flipkit.records.checkpoints import Checkpoints
 from flipkit.weights.tensors import assign, weights
@@ -15,14 +15,14 @@ def recognises(path: pathlib.Path) -> bool:
     return (path / "run.json").is_file()
 
 
-def read(path: pathlib.Path) -> FLIP:
+def read(path: pathlib.Path) -> Any:
     """The model as it was at the newest checkpoint, with the averages of its weights if there are any.
 
     Raises:
         ConfigurationError: there is no checkpoint yet, run.json can't be read, or the checkpoint is not
             of the model that it describes.
     """
-    plugins.listing()  # imports every component: Keras finds only classes that were registered
+    plugins.import_components()
     try:
         run = files.read_json(path / "run.json")["run"]
         model = registry.deserialize(run["model"])
@@ -33,7 +33,7 @@ def read(path: pathlib.Path) -> FLIP:
         ) from problem
     if model.seed is None:
         model.seed = run.get("seed")  # as a run does when it starts
-    if model.tokenizer is not None and (path / "tokenizer").is_dir():
+    if getattr(model, "tokenizer", None) is not None and (path / "tokenizer").is_dir():
         model.tokenizer.load_assets(path / "tokenizer")
     model.build()
     if not (path / "checkpoints").is_dir():
