@@ -70,6 +70,7 @@ _MODULES = {
     name: name
     for name in (
         "callbacks",
+        "checks",
         "configs",
         "datasets",
         "encoders",

@@ -3,6 +3,7 @@
 
 from flipkit import (
     callbacks as callbacks,
+    checks as checks,
     configs as configs,
     datasets as datasets,
     encoders as encoders,

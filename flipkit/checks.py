@@ -23,6 +23,15 @@ def is_size(value) -> bool:
     return len(both) == 2 and all(type(side) is int and side > 0 for side in both)
 
 
+def as_size(value, name="image_size"):
+    """A size as an int or a (height, width) tuple, from a list too; refused if it is none."""
+    if not is_size(value):
+        raise ConfigurationError(
+            f"Expected pixels, one side or (height, width). Received: {name}={value!r}"
+        )
+    return tuple(value) if isinstance(value, list) else value
+
+
 def takes_size(annotation) -> bool:
     """Whether a parameter with this annotation takes a size, such as `Size` or `Size | None`."""
     return set(typing.get_args(Size)) <= set(typing.get_args(annotation))

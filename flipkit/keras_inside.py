@@ -8,6 +8,7 @@ public way, and what to do when the name goes.
 import contextlib
 import sys
 
+import keras
 from keras.src.backend.common import global_state
 
 from flipkit.errors import FlipkitError
@@ -102,6 +103,28 @@ def averages_of(optimizer) -> list:
     by their names, which end in `_average`.
     """
     return getattr(optimizer, "_model_variables_moving_average", None) or []
+
+
+def single_batches(fed, together: int) -> list:
+    """The batches in what Keras's iterator hands to a train, test or predict function, one after the other.
+
+    With `steps_per_execution=together` Keras 3.16 hands out that many, stacked, or fewer in a list of its
+    own class; Keras 3.15 hands out single ones. When the class goes: see how its JAX trainer's
+    `_build_multi_step_iterator_step` takes them apart.
+
+    Args:
+        fed: a dict of arrays, or a tuple of one.
+        together: the model's `steps_per_execution`.
+    """
+    from keras.src.trainers.data_adapters import data_adapter_utils
+
+    several = getattr(data_adapter_utils, "PartialBatchList", None)
+    if several is None or together == 1:
+        return [fed]
+    if isinstance(fed, several):
+        return list(fed)
+    count = len(keras.tree.flatten(fed)[0])
+    return [keras.tree.map_structure(lambda x, i=i: x[i], fed) for i in range(count)]
 
 
 def update_metrics(model, metrics, loss, x, y, y_pred, sample_weight):

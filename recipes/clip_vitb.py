@@ -2,7 +2,7 @@
 
 Li et al., CVPR 2023, arXiv 2212.00794: their reproduction of CLIP, trained as FLIP but for the mask.
 
-python -m flipkit.run clip_vitb data.path='/data/laion400m/*.tar' distribution=data_parallel
+flipkit run clip_vitb data.path='/data/laion400m/*.tar' distribution=data_parallel
 """
 
 from flip_vitb import recipe as flip_vitb
@@ -31,10 +31,8 @@ OPENAI = {  # arXiv 2103.00020 and its released models: ViT-B/16 as open_clip an
 def recipe(
     batch_size=32_768,
     pairs=12_800_000_000,
-    data_set="laion400m",
     image_size: int | tuple[int, int] = 224,
-    dtype=None,
-    official_code=False,
+    dtype="mixed_bfloat16",
     towers="paper",
     scale="full",
 ):
@@ -53,9 +51,7 @@ def recipe(
         pairs,
         mask_ratio=0.0,
         tuning=False,
-        data_set=data_set,
         image_size=image_size,
         dtype=dtype,
-        official_code=official_code,
     )
     return flipkit.scaled(run.with_overrides(OPENAI if towers == "openai" else {}), scale)

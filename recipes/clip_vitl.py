@@ -3,7 +3,7 @@
 Li et al., CVPR 2023, arXiv 2212.00794: their reproduction of CLIP, trained as FLIP but for the mask. With
 patches of 14 pixels, model.image.patch_size=14, it is their L/14: 73.1 %.
 
-python -m flipkit.run clip_vitl data.path='/data/laion400m/*.tar' distribution=data_parallel
+flipkit run clip_vitl data.path='/data/laion400m/*.tar' distribution=data_parallel
 """
 
 from flip_vitl import recipe as flip_vitl
@@ -14,10 +14,8 @@ import flipkit
 def recipe(
     batch_size=32_768,
     pairs=12_800_000_000,
-    data_set="laion400m",
     image_size: int | tuple[int, int] = 224,
-    dtype=None,
-    official_code=False,
+    dtype="mixed_bfloat16",
     scale="full",
 ):
     """flip_vitl without a mask or tuning; half the batch, which takes FLIP's memory (Table 1a)."""
@@ -26,9 +24,7 @@ def recipe(
         pairs,
         mask_ratio=0.0,
         tuning=False,
-        data_set=data_set,
         image_size=image_size,
         dtype=dtype,
-        official_code=official_code,
     )
     return flipkit.scaled(run, scale)

@@ -3,7 +3,7 @@
 Li et al., CVPR 2023, arXiv 2212.00794, section 4.2 and Table 12, after MAE (arXiv 2111.06377, appendix A).
 Numbers are the paper's unless said.
 
-python -m flipkit.run fine_tune init=runs/vitl/model.keras data.path='imagenet/train-*.tar' \
+flipkit run fine_tune init=runs/vitl/model.keras data.path='imagenet/train-*.tar' \
     test='imagenet/val-*.tar'
 """
 

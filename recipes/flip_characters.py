@@ -1,6 +1,6 @@
 """FLIP on characters and their names, tested on fonts it has never seen: no data, no network.
 
-python -m flipkit.run flip_characters --workdir runs/characters
+flipkit run flip_characters --workdir runs/characters
 
 `make demo` compares it with no mask and with smaller pictures. A picture is redundant, the model
 still improves when the time ends, and the image tower carries the cost: what masking is for.

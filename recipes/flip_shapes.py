@@ -1,6 +1,6 @@
 """FLIP on the built-in captioned shapes: no data, no network, two minutes on two CPU cores.
 
-python -m flipkit.run flip_shapes --workdir runs/shapes
+flipkit run flip_shapes --workdir runs/shapes
 """
 
 import math

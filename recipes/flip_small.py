@@ -1,6 +1,6 @@
 """FLIP from scratch on a CPU in minutes: 64-pixel pictures from any tar shards.
 
-python -m flipkit.run flip_small data.path='shards/train-*.tar' --workdir runs/small
+flipkit run flip_small data.path='shards/train-*.tar' --workdir runs/small
 
 Made for few pictures seen often, where a plain ViT learns its pictures by heart. What helps there, in the
 order in which it did on 4,282 emoji of three vendors, tested on a fourth (docs/performance.md): Muon,

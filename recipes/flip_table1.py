@@ -6,12 +6,12 @@ Li et al., CVPR 2023, arXiv 2212.00794. Zero-shot top-1 on ImageNet, as the pape
           mask_ratio=0.5 batch_size=16384: 68.5     65536: 70.4
           mask_ratio=0.75 batch_size=16384: 65.8     32768: 67.3
     c     mask_ratio=0.75 text_masker=random: 66.0     prioritised: 67.8
-    d     models of a, judged by python -m flipkit.evaluate RUN zero_shot mask_ratio=0.5: 66.4, and
+    d     models of a, judged by flipkit evaluate RUN zero_shot mask_ratio=0.5: 66.4, and
           with ensemble=true: 68.1; with mask_ratio=0.75: 60.9 and 65.1
     e     mask_ratio=0.5 tuning=true: 70.1     mask_ratio=0.75 tuning=true: 69.5
     f     mask_ratio=0.5 reconstruction=true: 69.4     mask_ratio=0.75 reconstruction=true: 67.9
 
-python -m flipkit.run flip_table1 mask_ratio=0.75 data.path='/data/laion400m/*.tar'
+flipkit run flip_table1 mask_ratio=0.75 data.path='/data/laion400m/*.tar'
 """
 
 from flip_vitl import recipe as flip_vitl
@@ -27,8 +27,7 @@ def recipe(
     tuning=False,
     reconstruction=False,
     pairs=2_560_000_000,  # 6.4 epochs of 400 million
-    dtype=None,
-    official_code=False,
+    dtype="mixed_bfloat16",
     scale="full",
 ):
     """flip_vitl for a fifth of its length, without tuning.
@@ -40,7 +39,7 @@ def recipe(
         reconstruction: whether MAE's loss is added, by a decoder whose size the paper does not tell.
     """
     batch_size = batch_size or round(16_384 / (1 - mask_ratio))
-    run = flip_vitl(batch_size, pairs, mask_ratio, tuning, dtype=dtype, official_code=official_code)
+    run = flip_vitl(batch_size, pairs, mask_ratio, tuning, dtype=dtype)
     changes = {}
     if text_masker:
         changes = {"model.text_masker": text_masker, "model.text_mask_ratio": text_mask_ratio}

@@ -2,7 +2,7 @@
 
 Li et al., CVPR 2023, arXiv 2212.00794. As flip_vitl but for the towers of Table 9.
 
-python -m flipkit.run flip_vitb data.path='/data/laion400m/*.tar' distribution=data_parallel
+flipkit run flip_vitb data.path='/data/laion400m/*.tar' distribution=data_parallel
 """
 
 from flip_vitl import recipe as flip_vitl
@@ -27,10 +27,8 @@ def recipe(
     pairs=12_800_000_000,
     mask_ratio=0.5,
     tuning=True,
-    data_set="laion400m",
     image_size: int | tuple[int, int] = 224,
-    dtype=None,
-    official_code=False,
+    dtype="mixed_bfloat16",
     scale="full",
 ):
     """The ViT-B/16 of Table 9; the rest, and what the arguments mean, is flip_vitl's."""
@@ -39,9 +37,7 @@ def recipe(
         pairs,
         mask_ratio,
         tuning,
-        data_set,
         image_size,
         dtype=dtype,
-        official_code=official_code,
     )
     return flipkit.scaled(run.with_overrides(SIZES), scale)

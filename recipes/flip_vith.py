@@ -4,8 +4,8 @@ Li et al., CVPR 2023, arXiv 2212.00794; 512 TPU-v3 cores. From LAION-2B it is 77
 pairs and 78.8 % after 25.6 billion (Table 8). As flip_vitl but for the towers of Table 9 and a longer
 warm-up (Table 10).
 
-python -m flipkit.run flip_vith data.path='/data/laion400m/*.tar' distribution=data_parallel
-python -m flipkit.run flip_vith data_set=laion2b pairs=25.6e9 data.path='/data/laion2b/*.tar'
+flipkit run flip_vith data.path='/data/laion400m/*.tar' distribution=data_parallel
+flipkit run flip_vith pairs=25.6e9 data.path='/data/laion2b/*.tar'
 """
 
 from flip_vitl import recipe as flip_vitl
@@ -29,10 +29,8 @@ def recipe(
     pairs=12_800_000_000,
     mask_ratio=0.5,
     tuning=True,
-    data_set="laion400m",
     image_size: int | tuple[int, int] = 224,
-    dtype=None,
-    official_code=False,
+    dtype="mixed_bfloat16",
     scale="full",
 ):
     """The ViT-H/14 of Table 9; the rest, and what the arguments mean, is flip_vitl's."""
@@ -41,10 +39,8 @@ def recipe(
         pairs,
         mask_ratio,
         tuning,
-        data_set,
         image_size,
         warmup=256_000_000,
         dtype=dtype,
-        official_code=official_code,
     )
     return flipkit.scaled(run.with_overrides(SIZES), scale)

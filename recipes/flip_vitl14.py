@@ -5,7 +5,7 @@ here the patch embedding is resampled as FlexiViT's (arXiv 2212.08013); position
 With image_size=336 it is tuned at the size at which CLIP's L/14 ends (arXiv 2103.00020); of a FLIP at that
 size the paper has no figures.
 
-python -m flipkit.run flip_vitl14 init=runs/flip_vitl/model.keras data.path='/data/laion400m/*.tar'
+flipkit run flip_vitl14 init=runs/flip_vitl/model.keras data.path='/data/laion400m/*.tar'
 """
 
 from flip_vitl import recipe as flip_vitl
@@ -17,8 +17,7 @@ def recipe(
     init="runs/flip_vitl/model.keras",
     batch_size=65_536,
     image_size: int | tuple[int, int] = 224,
-    dtype=None,
-    official_code=False,
+    dtype="mixed_bfloat16",
     scale="full",
 ):
     """The second phase of flip_vitl, by itself and with smaller patches.
@@ -26,6 +25,6 @@ def recipe(
     Args:
         init: what `flipkit.load_pretrained` reads: an L/16.
     """
-    run = flip_vitl(batch_size, image_size=image_size, dtype=dtype, official_code=official_code)
+    run = flip_vitl(batch_size, image_size=image_size, dtype=dtype)
     changes = {"model.image.patch_size": 14, "phases": run.phases[1:], "init": init}
     return flipkit.scaled(run.with_overrides(changes), scale)

@@ -215,8 +215,8 @@ def test_the_attention_pool_is_its_formula(close):
         heads.append(np.einsum("bt,btd->bd", weights, value[:, :, head]))
     out = pool.attention.out
     x = np.concatenate(heads, axis=1) @ np.asarray(out.kernel) + np.asarray(out.bias)
-    normed = run(pool.norm, x.astype("float32"))
-    expected = x + run(pool.mlp, normed[:, None])[:, 0]
+    normed = run(pool.norm, x.astype("float32")[:, None])
+    expected = x + run(pool.mlp, normed)[:, 0]
     close(pooled, expected, ulps=64)
     assert pool.mlp.hidden == 24
 

@@ -91,17 +91,27 @@ def test_metrics_are_updated_from_given_values(tiny):
     assert len(values) == len(model.metrics_variables)
 
 
+def test_steps_that_run_together_are_fed_batch_by_batch(tiny):
+    model, seen = tiny(), []
+    model.compile("sgd", steps_per_execution=2)
+    rows = {"image": np.zeros((20, 16, 16, 3), "uint8"), "text": np.zeros((20, 6), "int32")}
+    check = model._check("fit")
+    check.batch = lambda data: seen.append(keras.tree.flatten(data)[0].shape)
+    model._check = lambda use: check
+    model.fit(rows, batch_size=4, verbose=0)  # two, two and one
+    assert seen == [(4, 16, 16, 3)] * 5
+    assert model.meter.pairs == 20
+
+
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="of Keras's JAX trainer")
 def test_the_jax_trainers_step_is_what_ours_takes_the_place_of():
     import inspect
 
-    from keras.src.backend.jax.trainer import JAXTrainer
-
-    asked = inspect.signature(JAXTrainer.compute_loss_and_updates).parameters
+    asked = inspect.signature(keras.Model.compute_loss_and_updates).parameters
     ours = ["self", "trainable_variables", "non_trainable_variables", "metrics_variables"]
     assert list(asked)[:4] == ours
     assert {"training", "optimizer_variables"} <= asked.keys()
-    assert list(inspect.signature(JAXTrainer.train_step).parameters) == ["self", "state", "data"]
+    assert list(inspect.signature(keras.Model.train_step).parameters) == ["self", "state", "data"]
 
 
 def test_an_error_of_flipkits_is_not_wrapped_by_keras():

@@ -43,7 +43,7 @@ def towers(runs):
 
 
 def official(name, **dials):
-    return recipe.load(name)(official_code=True, **dials)
+    return recipe.load("flip_released")(name, **dials)
 
 
 # Table 9
@@ -292,8 +292,8 @@ def test_official_code_epochs_are_shorter_than_the_papers():
 @pytest.mark.parametrize("data_set", ["laion400m", "laion2b"])
 def test_the_base_rate_of_laion_2b_is_the_codes_own(data_set):
     rates = [
-        recipe.load("flip_vith")(data_set=data_set, official_code=code).phases[0].schedule.peak
-        for code in (False, True)
+        run.phases[0].schedule.peak
+        for run in (recipe.load("flip_vith")(), official("flip_vith", data_set=data_set))
     ]
     assert rates == pytest.approx([1.024e-3, 1.024e-3 if data_set == "laion400m" else 5.12e-4])
 
@@ -306,7 +306,7 @@ def test_official_code_computes_in_float32_with_a_row_for_unknown_words():
 
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(ConfigurationError, match="'laion400m' or 'laion2b'"):
-        recipe.load("flip_vitb")(data_set="laion")
+        official("flip_vitb", data_set="laion")
 
 
 # At tiny scale

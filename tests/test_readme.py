@@ -94,7 +94,7 @@ def run_bash(code, folder, environment, where):
             continue
         if words[:4] == ["python", "-m", "pip", "install"] or words[:2] == ["pip", "install"]:
             continue
-        assert " -m flipkit." in command or words[0] in ("cat", "pytest"), (
+        assert " -m flipkit." in command or words[0] in ("flipkit", "cat", "pytest"), (
             f"{where}: can't test {command!r}"
         )
         for recipe, addition in SHORTENED.items():
@@ -193,3 +193,23 @@ def test_every_link_leads_to_a_file():
         text = re.sub(r"<!--.*?-->", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_links_of_the_readme_are_absolute_and_lead_to_files():
+    """A package index shows it without the repository around it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    hosts = {
+        "https://github.com/flipkit/flipkit/blob/main/",
+        "https://raw.githubusercontent.com/flipkit/flipkit/main/",
+    }
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert target.startswith("https://"), target
+        for host in hosts:
+            if target.startswith(host):
+                assert (ROOT / target.removeprefix(host)).exists(), target
+
+
+def test_the_readme_is_short_and_begins_with_python_soon():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 1_300
+    assert text[: text.index("```python")].count("\n") < 60

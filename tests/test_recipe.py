@@ -481,4 +481,4 @@ def test_shipped_recipe_builds_and_can_be_written_down(name):
     again = type(run).from_config(json.loads(json.dumps(run.get_config())))
     assert again.get_config() == run.get_config()
     assert recipe.summary(recipe.load(name)).endswith((".", ")."))
-    assert f"python -m flipkit.run {name}" in recipe.load(name).__globals__["__doc__"]
+    assert f"flipkit run {name}" in recipe.load(name).__globals__["__doc__"]

@@ -394,7 +394,7 @@ def test_clips_assets_hold_what_clip_uses(golden, tmp_path):
 
 def test_ids_without_ftfy_differ_only_for_unusual_text(merges, monkeypatch):
     with_ftfy = tokenizers.ClipBPE(merges)(CAPTIONS, 32)
-    monkeypatch.setattr(tokenizers.subwords, "ftfy", None)
+    monkeypatch.setattr(tokenizers.clip_bpe, "ftfy", None)
     without = tokenizers.ClipBPE(merges)
     np.testing.assert_array_equal(without(CAPTIONS, 32), with_ftfy)
     assert without(ODD, 8).shape == (len(ODD), 8)
@@ -437,14 +437,14 @@ def test_words_cut_on_demand_are_those_of_the_whole_text(merges, monkeypatch, ha
     if has_ftfy:
         pytest.importorskip("ftfy", reason="open_clip's words need ftfy")
     else:
-        monkeypatch.setattr(tokenizers.subwords, "ftfy", None)
-    monkeypatch.setattr(tokenizers.subwords, "_SLICE", size)
+        monkeypatch.setattr(tokenizers.clip_bpe, "ftfy", None)
+    monkeypatch.setattr(tokenizers.clip_bpe, "_SLICE", size)
     tokenizer, rng = tokenizers.ClipBPE(merges), random.Random(0)
     for _ in range(300):
         text = "".join(rng.choices(PARTS, k=rng.randrange(60)))
-        whole = tokenizers.subwords.ftfy.fix_text(text) if has_ftfy else text
+        whole = tokenizers.clip_bpe.ftfy.fix_text(text) if has_ftfy else text
         whole = html.unescape(html.unescape(whole.encode("utf-8", "replace").decode()))
-        whole = tokenizers.subwords._CLIP_WORDS.pre_tokenize_str(" ".join(whole.split()).lower())
+        whole = tokenizers.clip_bpe._CLIP_WORDS.pre_tokenize_str(" ".join(whole.split()).lower())
         assert list(tokenizer.words(text)) == [word for word, _ in whole], text
 
 
@@ -453,7 +453,7 @@ def test_of_a_megabyte_clip_looks_at_the_beginning_alone(merges, monkeypatch, te
     looked = {"words": 0, "mended": 0}
 
     class Counting:
-        def pre_tokenize_str(self, part, pattern=tokenizers.subwords._CLIP_WORDS):
+        def pre_tokenize_str(self, part, pattern=tokenizers.clip_bpe._CLIP_WORDS):
             looked["words"] += len(part)
             return pattern.pre_tokenize_str(part)
 
@@ -462,8 +462,8 @@ def test_of_a_megabyte_clip_looks_at_the_beginning_alone(merges, monkeypatch, te
             looked["mended"] += len(line)
             return line
 
-    monkeypatch.setattr(tokenizers.subwords, "_CLIP_WORDS", Counting())
-    monkeypatch.setattr(tokenizers.subwords, "ftfy", Mending())
+    monkeypatch.setattr(tokenizers.clip_bpe, "_CLIP_WORDS", Counting())
+    monkeypatch.setattr(tokenizers.clip_bpe, "ftfy", Mending())
     assert tokenizers.ClipBPE(merges)([text], 77).shape == (1, 77)
     assert 0 < looked["words"] < 10_000
     lines = "\n" in text  # ftfy mends a line as a whole

@@ -11,6 +11,7 @@ from absl import flags
 from rich.table import Table
 
 from flipkit import files, recipe
+from flipkit.checks import sides
 from flipkit.commands import printing, shell
 from flipkit.errors import ConfigurationError
 from flipkit.settings import split_settings
@@ -124,7 +125,8 @@ def phases_table(plan, first=0, count=None) -> Table:
 
 
 def _size(value):
-    return f"{value}" if isinstance(value, int) else " x ".join(map(str, value))
+    height, width = sides(value)
+    return f"{height}" if height == width else f"{height} x {width}"
 
 
 def _number(value):

@@ -77,10 +77,13 @@ class Transformer(keras.layers.Layer):
         ]
         self.norm = layer_norm("norm", self.dtype_policy, norm_epsilon)
 
-    def _build_blocks(self):
-        for layer in [*self.blocks, self.norm]:
+    def _build_blocks(self, normed=(None, None)):
+        """Builds the blocks, and the final norm for what it sees: `normed`, then `dim`."""
+        for layer in self.blocks:
             if not layer.built:
                 layer.build((None, None, self.dim))
+        if not self.norm.built:
+            self.norm.build((*normed, self.dim))  # Keras 3.16 checks the number of axes
 
     def _transform(self, x, mask=None, training=False):
         """The blocks, without the final norm."""

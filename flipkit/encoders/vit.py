@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from flipkit import checks
-from flipkit.checks import Size, is_size, sides
+from flipkit.checks import Size, sides
 from flipkit.encoders.transformer import TABLE, Transformer, check_choice
 from flipkit.errors import ConfigurationError
 from flipkit.layers import (
@@ -78,12 +78,8 @@ class ViT(Transformer):
     ):
         kwargs.setdefault("name", "image")
         super().__init__(dim, depth, heads, **kwargs)
-        if not is_size(image_size):
-            raise ConfigurationError(
-                f"Expected pixels, one side or (height, width). Received: {image_size=}"
-            )
         checks.whole(patch_size=patch_size)
-        self.image_size = tuple(image_size) if isinstance(image_size, list) else image_size
+        self.image_size = checks.as_size(image_size)
         self.patch_size = patch_size
         self.positions, self.class_token, self.pool = positions, class_token, pool
         self.class_position, self.patch_bias = class_position, patch_bias
@@ -164,7 +160,7 @@ class ViT(Transformer):
             self.position = sincos_positions(self.grid, self.dim)
         if self.pre_norm and not self.first_norm.built:
             self.first_norm.build((None, None, self.dim))
-        self._build_blocks()
+        self._build_blocks((None,) if self.final_norm == "after_pool" else (None, None))
         if self.pool == "map" and not self.attention_pool.built:
             self.attention_pool.build((None, None, self.dim))
 

@@ -65,7 +65,7 @@ class Fitting(keras.Model):
         def watched(state, iterator):
             check = getattr(self._fed, use) or self._check(use)
             try:
-                return function(state, inputs.Watched(iterator, check))
+                return function(state, inputs.Watched(iterator, check, self.steps_per_execution))
             except Exception as problem:
                 if not isinstance(problem, StopIteration):
                     self._take_back(use, state)
@@ -87,7 +87,9 @@ class Fitting(keras.Model):
         super().make_train_function(force)
         if stale and keras.backend.backend() == "jax":
             self.meter = Meter()
-            self.train_function = self.meter.measured(self._checked("fit", self.train_function))
+            self.train_function = self.meter.measured(
+                self._checked("fit", self.train_function), self.steps_per_execution
+            )
 
     def make_test_function(self, force=False):
         stale = self.test_function is None or force

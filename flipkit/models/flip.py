@@ -312,8 +312,7 @@ class FLIP(Masked):
                 patches of several views, whose unit vectors are averaged and made unit vectors again;
                 None is all. `flipkit.maskers.complementary_views` draws them.
         """
-        size = sides(self.image.image_size)
-        pixels = self.preprocessing.prepare(images, size[0] if size[0] == size[1] else size)
+        pixels = self.preprocessing.prepare(images, self.image.image_size)
         if image_ids is None:
             return self.rows({"image": pixels}, "image", batch_size)
         ids = np.asarray(image_ids, "int32")

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from flipkit import keras_inside
 from flipkit.errors import DataError, nearest
 
 FEW = 2  # first batches of a stream: values are looked at there even on a device
@@ -322,15 +323,16 @@ def check_epochs(x, epochs, steps):
 
 
 class Watched:
-    """An iterator of batches, each checked, with what is done `around` each.
+    """An iterator of batches, each checked; `together` are those of a model's `steps_per_execution`.
 
     A class: a generator would swallow the StopIteration that ends Keras's epoch one batch too late.
     """
 
-    def __init__(self, iterator, check):
-        self.iterator, self.check = iterator, check
+    def __init__(self, iterator, check, together=1):
+        self.iterator, self.check, self.together = iterator, check, together
 
     def __next__(self):
-        batch = next(self.iterator)
-        self.check.batch(batch)
-        return batch
+        fed = next(self.iterator)
+        for batch in keras_inside.single_batches(fed, self.together):
+            self.check.batch(batch)
+        return fed

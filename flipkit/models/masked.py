@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from flipkit import maskers, plugins
-from flipkit.checks import Size, is_size, sides
+from flipkit.checks import Size, as_size, sides
 from flipkit.errors import ConfigurationError
 from flipkit.layers import gather, patchify
 from flipkit.models.trainable import Trainable
@@ -230,11 +230,7 @@ def chosen(masker, x, keep, grid, seed):
 
 def checked_size(size, encoder):
     """A size of pictures as an int or (height, width); refused if the encoder can't see them."""
-    if not is_size(size):
-        raise ConfigurationError(
-            f"Expected pixels, one side or (height, width). Received: image_size={size!r}"
-        )
-    size = tuple(size) if isinstance(size, list) else size
+    size = as_size(size)
     if sides(size) == sides(encoder.image_size):
         return size
     takes = inspect.signature(encoder.call).parameters

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import keras
 
+from flipkit import keras_inside
+
 
 class Meter:
     """Counts, over the life of a train function, what its steps were fed and how long they waited.
@@ -21,11 +23,11 @@ class Meter:
         self.pairs, self.waited, self.programs, self.fresh = 0, 0.0, 0, True
         self.compiled: Callable[[], None] = lambda: None
 
-    def measured(self, train_function):
-        """`train_function` with its input watched."""
+    def measured(self, train_function, together=1):
+        """`train_function` with its input watched; `together` is the model's `steps_per_execution`."""
 
         def function(state, iterator):
-            return train_function(state, _Metered(iterator, self))
+            return train_function(state, _Metered(iterator, self, together))
 
         return function
 
@@ -33,14 +35,15 @@ class Meter:
 class _Metered:
     """An iterator of batches that `meter` counts; a class, as `flipkit.models.inputs.Watched` is one."""
 
-    def __init__(self, iterator, meter):
-        self.iterator, self.meter = iterator, meter
+    def __init__(self, iterator, meter, together):
+        self.iterator, self.meter, self.together = iterator, meter, together
 
     def __next__(self):
         start = time.perf_counter()
         try:
-            batch = next(self.iterator)
+            fed = next(self.iterator)
         finally:
             self.meter.waited += time.perf_counter() - start
-        self.meter.pairs += len(keras.tree.flatten(batch)[0])
-        return batch
+        for batch in keras_inside.single_batches(fed, self.together):
+            self.meter.pairs += len(keras.tree.flatten(batch)[0])
+        return fed

@@ -3,30 +3,27 @@
 # pyright: reportAttributeAccessIssue=false, reportRedeclaration=false
 
 import contextlib
-import inspect
 import math
-import warnings
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from flipkit import keras_inside, optimizers, paths, registry
+from flipkit import keras_inside, optimizers, paths
 from flipkit.checks import sides
 from flipkit.errors import ConfigurationError
 from flipkit.models import inputs
 from flipkit.models.fitting import Fitting
 from flipkit.models.metrics import Means
+from flipkit.models.saving import Saving
 from flipkit.random import Seed, initial_values
 
 if keras.backend.backend() == "jax":
     import jax  # value_and_grad: Keras's JAX trainer has no hook between gradient and update
 
-MODES = ("int8", "int4", "float8")  # of `quantize`: a file tells them by name
 
-
-class Trainable(Fitting):
+class Trainable(Fitting, Saving):
     """A model that `flipkit.Run` trains, plans, checkpoints and evaluates; `flipkit.FLIP` is one.
 
     A subclass calls `super().__init__(**kwargs)`, keeps its constructor's arguments in attributes of their
@@ -45,7 +42,6 @@ class Trainable(Fitting):
             and 0 outside a run.
         step: int32 variable, counted up by each training step; made by `build`.
         meter: `flipkit.models.meter.Meter` of the train function that `fit` has made last; None before.
-        quantized: the Keras config that `quantize` went by; None before.
     """
 
     reads: str | None = None
@@ -53,7 +49,6 @@ class Trainable(Fitting):
     logged: tuple[str, ...] = ()
     default_loss: str | None = None
     seed: int | None = None
-    quantized: Any = None
     means: Means | None = None
     _frozen: tuple[str, ...] = ()
     _held: tuple[str, ...] = ()  # paths of the variables that `frozen` has taken out of training
@@ -308,85 +303,6 @@ class Trainable(Fitting):
         missing = -count % size if count else size
         filled = {name: _filled(x, missing) for name, x in batch.items()}
         return np.asarray(self.predict(filled, batch_size=size, verbose=0)[output][:count])
-
-    # Saving --------------------------------------------------------------------------------------
-
-    def export(self, filepath, format="tf_saved_model", *args, input_signature=None, **kwargs):
-        """As `keras.Model.export`; builds the model first.
-
-        Args:
-            input_signature: a list of one dict of `keras.InputSpec`; its names are what the exported
-                model asks for. None is what `predict` takes, with any number of rows.
-        """
-        if not self.built:
-            self.build()
-        if input_signature is None:
-            input_signature = [self.signature()]
-        return super().export(filepath, format, *args, input_signature=input_signature, **kwargs)
-
-    def signature(self) -> dict[str, keras.InputSpec]:
-        """{name: shape and type} of what an exported model asks for."""
-        return {"image": keras.InputSpec("uint8", (None, *sides(self.image.image_size), 3))}
-
-    def quantize(self, mode=None, config=None, filters=None, **kwargs):
-        """As `keras.Model.quantize`, for use, not for training. A file that is saved then is loaded so."""
-        with warnings.catch_warnings():  # norms and dropout have nothing to quantize
-            warnings.filterwarnings("ignore", ".*does not have a `quantize` method", UserWarning)
-            super().quantize(mode, config=config, filters=filters, **kwargs)
-        self.quantized = config  # Keras has made one of the mode
-        self._whole = filters is None
-
-    def _quantized_config(self):
-        """What a config says of it: nothing, for numbers as they were trained."""
-        if self.quantized is None:
-            return {}
-        if not self._whole or self.quantized.mode not in MODES:
-            raise ConfigurationError(
-                "What was quantized in part, or with data, can't be written down. Expected "
-                f"quantize(mode) with one of {MODES}. Received: mode={self.quantized.mode!r}"
-                f"{'' if self._whole else ' and filters'}"
-            )
-        return {"quantized": registry.serialize(self.quantized)}
-
-    def get_config(self):
-        """The constructor's arguments, each an attribute of the same name."""
-        parameters = inspect.signature(type(self)).parameters.values()
-        named = (p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
-        config = registry.serialize({name: getattr(self, name) for name in named})
-        for value in config.values():
-            if registry.is_serialized(value):
-                value.pop("build_config", None)  # the model builds its parts itself,
-                value["config"].pop("name", None)  # and names their variables
-        config |= {"name": self.name, "dtype": registry.serialize(self.dtype_policy)}
-        return {**config, **self._quantized_config()}
-
-    @classmethod
-    def from_config(cls, config):
-        settings = registry.deserialize(config)
-        quantized = settings.pop("quantized", None)
-        model = cls(**settings)
-        if quantized is not None:
-            model.build()
-            model.quantize(config=quantized)
-        return model
-
-    def load_weights(self, filepath, *args, **kwargs):
-        """As `keras.Model.load_weights`; builds the model first."""
-        if not self.built:
-            self.build()
-        return super().load_weights(filepath, *args, **kwargs)
-
-    def compile_from_config(self, config):
-        config = registry.deserialize(config)
-        self.compile(**config)
-        self.optimizer.build(self.trainable_variables)
-
-    def get_build_config(self):
-        return {"input_shape": None} if self.built else None
-
-    def build_from_config(self, config):
-        if not self.built:
-            self.build()
 
 
 @contextlib.contextmanager

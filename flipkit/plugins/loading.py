@@ -7,10 +7,8 @@ import importlib.metadata
 import importlib.util
 import inspect
 import os
-import pathlib
 import re
 import reprlib
-import sys
 import warnings
 from typing import Any
 
@@ -34,6 +32,7 @@ from flipkit.plugins.offers import (
     normal_name,
     unwrapped,
 )
+from flipkit.plugins.surroundings import jax_started, may_name, names_in
 
 ARGUMENTS: dict[str, Any] = {}  # what the hooks' arguments are, by name: so far none has any
 _FAILED = object()
@@ -66,7 +65,7 @@ class Distributions(pluggy.PluginManager):
             only_naming: a hook; plugins whose file does not name it are left out, and problems untold.
         """
         self.add(importlib.import_module("flipkit.plugins.builtins"), BUILT_IN)
-        only, without = _names_in("FLIPKIT_PLUGINS"), _names_in("FLIPKIT_DISABLE_PLUGINS")
+        only, without = names_in("FLIPKIT_PLUGINS"), names_in("FLIPKIT_DISABLE_PLUGINS")
         points = importlib.metadata.entry_points(group="flipkit")
         owners, known = {}, set()
         for point in sorted(points, key=lambda point: (point.dist.name or "", point.name)):
@@ -80,7 +79,7 @@ class Distributions(pluggy.PluginManager):
             if only is not None and not names & only:
                 self.disabled[source] = "FLIPKIT_PLUGINS"
                 continue
-            if only_naming is not None and not _may_name(point, only_naming):
+            if only_naming is not None and not may_name(point, only_naming):
                 continue
             plugin = self.attempt(point.load, source, "all", "importing it")
             if plugin is not _FAILED:
@@ -128,7 +127,7 @@ class Distributions(pluggy.PluginManager):
 
     def attempt(self, function, source, hook, doing):
         """`function()`, or `_FAILED` and a Problem. That it starts a JAX backend is one too."""
-        started = _jax_started()
+        started = jax_started()
         try:
             result = function()
         except (Exception, SystemExit) as error:  # SystemExit: it is a script
@@ -136,7 +135,7 @@ class Distributions(pluggy.PluginManager):
                 source, hook, f"{doing} raised {described(error)}", mend(source), error=error
             )
             return _FAILED
-        if _jax_started() and not started:
+        if jax_started() and not started:
             reason = f"{doing} started a JAX backend, so that flipkit can't place devices any more"
             fix = "Make arrays, random keys and layers in functions, not at import"
             self.fault(source, hook, reason, fix, missing=False)
@@ -362,39 +361,6 @@ class Distributions(pluggy.PluginManager):
             status = f"broken: {described(error.__cause__ or error)}"
         told = {"target": offer.target, "summary": summary, "status": status}
         return Component(offer.kind, offer.name, **dataclasses.asdict(offer.source), **told)
-
-
-def _may_name(point, hook: str) -> bool:
-    """Whether an entry point's module can offer something through `hook`, told from its text.
-
-    True where that does not tell: it can't be read, or takes names of other modules by `import *`.
-    """
-    top, *rest = point.module.split(".")
-    try:
-        spec: Any = importlib.util.find_spec(top)  # imports nothing, as it would for a dotted name
-        file = pathlib.Path(spec.origin if not rest else spec.submodule_search_locations[0])
-        if rest:
-            file = file.joinpath(*rest)
-            file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
-        text = file.read_text(encoding="utf-8")
-    except (AttributeError, ImportError, OSError, TypeError, ValueError):
-        return True
-    return hook in text or "import *" in text
-
-
-def _names_in(variable: str) -> set[str] | None:
-    value = os.environ.get(variable)
-    return None if value is None else {normal_name(n) for n in value.split(",") if n.strip()}
-
-
-def _jax_started() -> bool:
-    """Whether a JAX backend runs in this process. Never imports JAX.
-
-    JAX 0.10 has no public word for this. If a later one drops the private one, plugins are no
-    longer checked for it, and a test here fails.
-    """
-    bridge = sys.modules.get("jax._src.xla_bridge")
-    return getattr(bridge, "backends_are_initialized", lambda: False)()
 
 
 def mend(source: Source) -> str:

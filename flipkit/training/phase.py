@@ -4,7 +4,7 @@ import itertools
 import math
 
 from flipkit import schedules
-from flipkit.checks import Size
+from flipkit.checks import Size, as_size
 from flipkit.errors import (
     ConfigurationError,
     UnknownName,
@@ -53,7 +53,7 @@ class Phase(Configurable):
         )
         self.schedule = schedules.get(schedule)
         self.mask_ratio, self.text_mask_ratio = mask_ratio, text_mask_ratio
-        self.image_size = tuple(image_size) if isinstance(image_size, list) else image_size
+        self.image_size = None if image_size is None else as_size(image_size)
         self.frozen = None if frozen is None else checked_patterns("frozen", frozen)
         self.optimizer = optimizer
         if self.pairs < self.batch_size:

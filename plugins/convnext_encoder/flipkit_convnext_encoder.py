@@ -1,7 +1,6 @@
 """ConvNeXt: an image tower of convolutions, which sees whole pictures and can't skip patches."""
 
 import functools
-from typing import Any
 
 import flipkit  # before keras, whose backend it chooses
 
@@ -57,7 +56,7 @@ class ConvNeXt(keras.layers.Layer):
         kwargs.setdefault("name", "image")
         super().__init__(**kwargs)
         self.width, self.depths = width, tuple(depths)
-        self.image_size: Any = image_size if isinstance(image_size, int) else tuple(image_size)
+        self.image_size = flipkit.checks.as_size(image_size)
         self.drop_path, self.layer_scale = drop_path, layer_scale
         self.dim = width * 2 ** (len(self.depths) - 1)
         stride = 4 * self.dim // width
@@ -102,7 +101,7 @@ class ConvNeXt(keras.layers.Layer):
     @property
     def size(self) -> tuple[int, int]:
         """Pixels: (height, width)."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+        return flipkit.checks.sides(self.image_size)
 
     def build(self, input_shape=None):
         shape = (None, *self.size, 3)

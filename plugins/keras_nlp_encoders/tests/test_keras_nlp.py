@@ -8,18 +8,21 @@ import subprocess
 import sys
 import tomllib
 
-import flipkit_keras_nlp
 import keras
 import numpy as np
 import pytest
-from flipkit_keras_nlp import presets
-from flipkit_keras_nlp.encoders import KerasNLPImage, KerasNLPText
-from flipkit_keras_nlp.tokenizers import KerasNLPTokenizer
 
 import flipkit
 from flipkit.testing.check import expect_close
 
-keras_nlp = pytest.importorskip("keras_nlp", reason="needs keras-nlp: pip install keras-nlp")
+keras_nlp = pytest.importorskip(
+    "keras_nlp", reason="needs a keras-nlp that knows this Keras", exc_type=ImportError
+)
+
+import flipkit_keras_nlp  # noqa: E402
+from flipkit_keras_nlp import presets  # noqa: E402
+from flipkit_keras_nlp.encoders import KerasNLPImage, KerasNLPText  # noqa: E402
+from flipkit_keras_nlp.tokenizers import KerasNLPTokenizer  # noqa: E402
 
 SIZES = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16}
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
