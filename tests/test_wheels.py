@@ -1,5 +1,6 @@
 """What others get: wheels of flipkit and of a page's plugin, in an environment of their own."""
 
+import functools
 import os
 import pathlib
 import re
@@ -61,9 +62,11 @@ def test_the_plugin_of_the_page_trains_by_its_name_where_only_wheels_are_install
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
 
     build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels)
-    execute(*build, ROOT, package, cwd=tmp_path)
+    ours = [ROOT / "plugins" / name for name in ("numpy_arrays", "simclr")]
+    execute(*build, ROOT, package, *ours, cwd=tmp_path)
     built = sorted(wheels.iterdir())
-    assert [wheel.name.partition("-")[0] for wheel in built] == ["flipkit", "flipkit_disc"]
+    names = ["flipkit", "flipkit_disc", "flipkit_numpy", "flipkit_simclr"]
+    assert [wheel.name.partition("-")[0] for wheel in built] == names
     with zipfile.ZipFile(built[0]) as wheel:
         top = {name.partition("/")[0] for name in wheel.namelist()}
         assert "flipkit/recipes/flip_shapes.py" in wheel.namelist()
@@ -82,3 +85,14 @@ def test_the_plugin_of_the_page_trains_by_its_name_where_only_wheels_are_install
     run = elsewhere / "runs" / "disc"
     assert "flipkit_disc>DiscMasker" in run.joinpath("run.json").read_text()
     assert run.joinpath("model.keras").is_file()
+
+    # A plugin's format, command, evaluator, and another's model, by the console script.
+    flipkit = functools.partial(execute, python.with_name("flipkit"), cwd=elsewhere)
+    assert "embed" in flipkit("--help")
+    flipkit("convert", "runs/disc", "arrays", "--format", "numpy", "--verify")
+    assert elsewhere.joinpath("arrays/variables/logit_scale.npy").is_file()
+    data = ("data=captioned_shapes", "data.size=8")
+    assert "8 vectors of 16 numbers" in flipkit("embed", "arrays", *data, "out=vectors.npy")
+    assert "uniformity" in flipkit("evaluate", "arrays", "sphere", *data)
+    flipkit("run", "simclr_shapes", "scale=tiny", "--workdir", "runs/simclr")
+    assert "flipkit_simclr>SimCLR" in elsewhere.joinpath("runs/simclr/run.json").read_text()
