@@ -1,5 +1,7 @@
 """A run's state on disk: weights, optimizer and position in one atomic step, by variable path."""
 
+import pathlib
+
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -32,7 +34,7 @@ class Checkpoints:
             "position": ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(
-            epath.Path(folder).absolute(), options=options, item_handlers=handlers
+            epath.Path(pathlib.Path(folder).absolute()), options=options, item_handlers=handlers
         )
 
     def latest(self) -> int | None:

@@ -8,11 +8,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+class _Bars(Progress):
+    """Rich before 15 ends a display that is disabled with an empty line."""
+
+    def stop(self):
+        if not self.disable:
+            super().stop()
+
+
 def display(enabled=True) -> Progress:
     """Where bars are drawn: stderr, while it is a terminal and they are `enabled`."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    return Progress(
+    return _Bars(
         *columns,
         console=console,
         disable=not (enabled and console.is_terminal),
