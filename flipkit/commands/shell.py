@@ -89,7 +89,7 @@ class _Foreign:
         except FlipkitError:
             raise
         except Exception as problem:
-            plugins.note_owner("commands", self.function, problem)
+            problem.add_note(str(plugins.note_problem("commands", self.name, problem)))
             raise
 
 

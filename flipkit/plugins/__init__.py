@@ -146,13 +146,12 @@ def note_owner(kind: str, component: object, error: BaseException) -> None:
         error.add_note(str(problem))
 
 
-def note_problem(kind: str, name: str, error: BaseException) -> None:
-    """Make what a plugin's component raised in use one of the `problems`, which is logged, and go on."""
+def note_problem(kind: str, name: str, error: BaseException) -> Problem:
+    """Makes what a plugin's component raised in use one of the `problems`, and returns it."""
     manager = _loaded()
     offer = manager.find(kind, name)
     reason, more = f"{name!r} raised {described(error)}", {"missing": False, "error": error}
-    manager.fault(offer.source, offer.hook, reason, mend(offer.source), **more)
-    manager.tell()
+    return manager.fault(offer.source, offer.hook, reason, mend(offer.source), **more)
 
 
 def disabled() -> dict[Source, str]:

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from flipkit import files, plugins
 from flipkit.checks import sides
@@ -154,7 +155,7 @@ def _is(path, name):
     try:
         return module(name).recognises(path)
     except Exception as problem:
-        plugins.note_problem("formats", name, problem)
+        logging.warning("%s", plugins.note_problem("formats", name, problem))
         return False
 
 
