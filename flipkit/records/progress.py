@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def display(enabled=True) -> Progress:
-    """Where bars are drawn: stderr, while it is a terminal and they are `enabled`."""
+    """The place where bars are drawn: stderr, if it is a terminal and they are `enabled`."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     return Progress(
@@ -17,7 +17,7 @@ def display(enabled=True) -> Progress:
         console=console,
         disable=not (enabled and console.is_terminal),
         transient=True,
-        redirect_stdout=False,  # what is printed goes where it is sent, be stderr a terminal or not
+        redirect_stdout=False,  # print to stdout, whether stderr is a terminal or not
     )
 
 
