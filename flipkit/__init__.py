@@ -10,7 +10,7 @@ import sys
 __version__ = "0.1.0"
 
 # Public names and the modules they live in. A name is loaded when it is first used, so that
-# `import flipkit` costs nothing and a wrong recipe is answered before Keras is imported.
+# `import flipkit` costs nothing and a wrong recipe raises its error before Keras is imported.
 # Type checkers and editors read the same names in __init__.pyi.
 _HOMES = {
     "Accuracy": "evaluation",

@@ -12,9 +12,9 @@ from flipkit.errors import FlipkitError
 
 
 class Throughput(keras.callbacks.Callback):
-    """Adds to an epoch's logs `pairs_per_second` and `data_wait`, the share of time spent waiting.
+    """Adds `pairs_per_second` and `data_wait`, the share of time spent waiting, to an epoch's logs.
 
-    The first step of a newly compiled program is left out. `flipkit.FLIP.fit` adds this by itself.
+    It leaves out the first step of a newly compiled program. `flipkit.FLIP.fit` adds this callback.
     """
 
     def on_train_begin(self, logs=None):
@@ -48,14 +48,14 @@ class Throughput(keras.callbacks.Callback):
 
 
 class Evaluate(keras.callbacks.Callback):
-    """Adds what evaluators find to the logs, every so many epochs and at the end.
+    """Adds the metrics of evaluators to the logs, every so many epochs and at the end.
 
     Args:
         evaluators: `{name: evaluator}`; an evaluator maps the model to `{metric: number}`, as
-            `flipkit.ZeroShot` and `flipkit.Retrieval` do. Logged as `name/metric`. One with a method
-            `check(model)` is asked when training begins: it raises what calling it would certainly raise.
+            `flipkit.ZeroShot` and `flipkit.Retrieval` do. Logged as `name/metric`. If it has a method
+            `check(model)`, training calls that first: it raises what the evaluator would raise.
         every: epochs between evaluations; 0 is only at the end.
-        checked: whether somebody has asked them already, as a `flipkit.Run` does.
+        checked: whether the caller has called `check` already, as a `flipkit.Run` does.
     """
 
     def __init__(self, evaluators, every=1, checked=False):
@@ -73,7 +73,7 @@ class Evaluate(keras.callbacks.Callback):
 
 
 def check_all(model, evaluators):
-    """Lets the evaluators that have a method `check` refuse the model and their data beforehand."""
+    """Calls each evaluator's method `check`, which may reject the model and the data beforehand."""
     for name, evaluator in evaluators.items():
         if hasattr(evaluator, "check"):
             with _naming(name):
@@ -83,7 +83,7 @@ def check_all(model, evaluators):
 def evaluate_all(model, evaluators) -> dict[str, float]:
     """`{"name/metric": number}` of every evaluator, with averaged weights where the optimizer has them.
 
-    An infinite number becomes NaN, which no comparison takes for the best; a warning says so.
+    An infinite number becomes NaN, which no comparison takes for the best; a warning names the metric.
     """
     found = {}
     with optimizers.averaged_weights(model):
@@ -99,7 +99,7 @@ def evaluate_all(model, evaluators) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _naming(name):
-    """Puts an evaluator's name before what it raises for the user."""
+    """Puts an evaluator's name before the message of an error for the user."""
     try:
         yield
     except FlipkitError as problem:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flipkit.errors import ConfigurationError
 
-Size = int | tuple[int, int]  # how a parameter says that it takes one
+Size = int | tuple[int, int]  # the annotation of a parameter that takes a size
 
 
 def sides(size) -> tuple[int, int]:
@@ -24,7 +24,7 @@ def is_size(value) -> bool:
 
 
 def as_size(value, name="image_size"):
-    """A size as an int or a (height, width) tuple, from a list too; refused if it is none."""
+    """A size as an int or a (height, width) tuple, from a list too; raises if it is no size."""
     if not is_size(value):
         raise ConfigurationError(
             f"Expected pixels, one side or (height, width). Received: {name}={value!r}"
@@ -38,7 +38,7 @@ def takes_size(annotation) -> bool:
 
 
 def whole(least=1, **arguments):
-    """Refuses what is no whole number of at least `least`: `whole(depth=depth, heads=heads)`."""
+    """Raises unless each argument is a whole number of at least `least`: `whole(depth=depth)`."""
     for name, value in arguments.items():
         known = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if not known or value < least:
@@ -48,21 +48,23 @@ def whole(least=1, **arguments):
 
 
 def number(*, above=-math.inf, least=-math.inf, below=math.inf, **arguments: Any):
-    """Refuses what is no finite number within bounds: `number(above=0, temperature=temperature)`."""
+    """Raises unless each argument is a finite number within bounds: `number(above=0, rate=rate)`."""
     for name, value in arguments.items():
         known = isinstance(value, numbers.Real) and not isinstance(value, bool)
         size = float(value) if known else math.nan
         if not math.isfinite(size) or not (least <= size < below and size > above):
             bounds = (("above", above), ("of at least", least), ("below", below))
-            told = " and ".join(f"{word} {bound}" for word, bound in bounds if math.isfinite(bound))
+            limits = " and ".join(
+                f"{word} {bound}" for word, bound in bounds if math.isfinite(bound)
+            )
             raise ConfigurationError(
-                f"Expected a {'number' if told else 'finite number'}{told and f' {told}'}. "
+                f"Expected a {'number' if limits else 'finite number'}{limits and f' {limits}'}. "
                 f"Received: {name}={value!r}"
             )
 
 
 def share(**arguments: Any):
-    """Refuses what is no share in [0, 1)."""
+    """Raises unless each argument is a share in [0, 1)."""
     for name, value in arguments.items():
         known = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not known or not 0 <= float(value) < 1:
@@ -77,11 +79,11 @@ def _is_real(value):
 def checked_seed(seed, bits: int = 64) -> int:
     """`seed` as a Python int, which fits `bits` bits with its sign.
 
-    Whoever draws from fewer bits than a seed has would give two seeds one stream: he says here how
-    many he uses, and a seed that needs more is refused.
+    A caller that draws from fewer bits than a seed has would give two seeds one stream. It passes
+    `bits`, the number of bits that it uses.
 
     Raises:
-        ConfigurationError: it is no whole number, or out of range.
+        ConfigurationError: the seed is no whole number, or needs more bits.
     """
     try:
         number = operator.index(seed)

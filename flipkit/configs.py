@@ -1,4 +1,4 @@
-"""Paths into what a component is made with: what `name=value` can set, and the component with it set."""
+"""Paths to a component's arguments: what `name=value` can set, and copies with other values."""
 
 import contextlib
 import inspect
@@ -19,14 +19,14 @@ def paths(component) -> dict[str, object]:
 def changed(component, values: Mapping[str, object]):
     """A copy of a component with the arguments at dotted paths changed: {path: value}, in this order.
 
-    Only arguments at the paths' heads are rebuilt from their configs; the others stay. What is below one
-    head changes together: a width may come before the heads that divide it.
+    It rebuilds only the arguments at the paths' heads from their configs and keeps the others. What is
+    below one head changes together: a width may come before the heads that divide it.
 
     Args:
-        component: what keeps its constructor's arguments in attributes, as `flipkit.registry.Configurable`.
+        component: an object that keeps its constructor's arguments in attributes, as `Configurable`.
 
     Raises:
-        UnknownName: no such path; names the nearest one.
+        UnknownName: no such path; the message names the nearest one.
         ConfigurationError: a value has the wrong type, or its owner refuses it.
     """
     arguments = {name: getattr(component, name) for name in component.get_config()}
@@ -47,7 +47,7 @@ def changed(component, values: Mapping[str, object]):
             try:
                 _set(tree, rest, value, path)
             except UnknownName:
-                # What was set by name a moment ago has arguments only once it is made.
+                # A component that was just set by name has arguments only once it is made.
                 tree = registry.serialize(registry.deserialize(tree))
                 _set(tree, rest, value, path)
             trees[head] = tree
@@ -60,7 +60,7 @@ def changed(component, values: Mapping[str, object]):
 
 @contextlib.contextmanager
 def _refusing(values):
-    """Turns what goes wrong inside into an error that says which values can't be set, and why."""
+    """Turns an error raised inside into one that names the values that can't be set, and the cause."""
     try:
         yield
     except FlipkitError:
@@ -68,8 +68,8 @@ def _refusing(values):
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
         # Keras wraps what a constructor raises, flipkit's own errors too, into pages of config.
         reason = str(problem).rpartition("Exception encountered: ")[2].strip()
-        told = ", ".join(f"{path}={value!r}" for path, value in values.items())
-        raise ConfigurationError(f"Can't set {told}. {reason}") from problem
+        shown = ", ".join(f"{path}={value!r}" for path, value in values.items())
+        raise ConfigurationError(f"Can't set {shown}. {reason}") from problem
 
 
 def _children(node):
@@ -80,7 +80,7 @@ def _children(node):
 
 
 def _key(children, part, path, known):
-    """`part` as a key of `children`; `known` are the paths that one which isn't may have meant."""
+    """`part` as a key of `children`; raises with the nearest of the paths `known` if it is none."""
     if isinstance(children, list):
         if part.lstrip("-").isdigit() and -len(children) <= int(part) < len(children):
             return int(part)
@@ -103,7 +103,7 @@ def _set(tree, parts, value, path):
 
 
 def _parameter(node, key):
-    """The default, or None, and the annotation that `key` has in the component that `node` describes."""
+    """The default, or None, and the annotation of `key` in the component that `node` describes."""
     if not registry.is_serialized(node):
         return None, None
     owner = keras.saving.get_registered_object(node["registered_name"]) or object

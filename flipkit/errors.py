@@ -1,11 +1,11 @@
-"""The mistakes people can mend: each says what was expected, what came, and the nearest right thing."""
+"""Errors that users can correct: each message has what was expected, what came and the nearest name."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class FlipkitError(ValueError):
-    """Something the user can put right. The command line prints it without a traceback."""
+    """An error that the user can correct. The command line prints it without a traceback."""
 
 
 class ConfigurationError(FlipkitError):
@@ -13,7 +13,7 @@ class ConfigurationError(FlipkitError):
 
 
 class UnknownName(ConfigurationError):
-    """A name that nothing answers to; the message tells the nearest known one."""
+    """A name that is not registered; the message names the nearest known one."""
 
 
 class DataError(FlipkitError):
@@ -29,15 +29,15 @@ class PluginError(FlipkitError):
 
 
 def nearest(name: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
-    """A sentence for an error: the known name nearest to `name`, and all of them, or those `listed`."""
+    """A sentence for an error: the known name nearest to `name`, and all names, or those `listed`."""
     known = sorted(known)
     return suggestion(closest(name, known), known if listed is None else listed)
 
 
 def nearest_path(path: str, known: Iterable[str], listed: Iterable[str]) -> str:
-    """A sentence as that of `nearest`, for a dotted path: the hint is a whole path that is known.
+    """A sentence as that of `nearest`, for a dotted path: the hint is a whole known path.
 
-    What has the same last part comes first, the shortest of it: `mask_ratio` means `model.mask_ratio`.
+    A path with the same last part comes first, the shortest of them: `mask_ratio` means `model.mask_ratio`.
     """
     known = list(known)
     last = path.rpartition(".")[2]
@@ -55,13 +55,13 @@ def nearest_path(path: str, known: Iterable[str], listed: Iterable[str]) -> str:
 
 
 def closest(name: str, known: Iterable[str], cutoff=0.5) -> str | None:
-    """The one of `known` that is most like `name`, if any is like it by `cutoff`, from 0 to 1."""
+    """The name in `known` most like `name`, if one is like it by `cutoff`, from 0 to 1."""
     lowered = {option.lower(): option for option in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=cutoff)
     return lowered[close[0]] if close else None
 
 
 def suggestion(hint: str | None, listed: Iterable[str]) -> str:
-    """A sentence for an error: what may have been meant, if anything, and what there is."""
-    asked = "" if hint is None else f"Did you mean {hint!r}? "
-    return f"{asked}Known: {', '.join(sorted(listed)) or 'none'}."
+    """A sentence for an error: the name that the user may have meant, if any, and the known names."""
+    text = "" if hint is None else f"Did you mean {hint!r}? "
+    return f"{text}Known: {', '.join(sorted(listed)) or 'none'}."

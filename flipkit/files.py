@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and read as people and their tools write them."""
+"""Files: written whole or not at all, and read in the forms that people and their tools write."""
 
 import contextlib
 import gzip
@@ -16,14 +16,14 @@ from flipkit.errors import ConfigurationError
 
 @contextlib.contextmanager
 def whole(path) -> Iterator[pathlib.Path]:
-    """Where to write the file or the folder that becomes `path` when the block ends: all of it or nothing.
+    """The path to write the file or folder to that becomes `path` when the block ends: all or nothing.
 
         with files.whole("runs/a/model.keras") as part:
             model.save(part)
 
-    The part lies beside `path`, hidden, with the same ending, which some writers ask for. It is on the disk
+    The part lies beside `path`, hidden, with the same ending, which some writers need. It is on the disk
     before it gets its name, so that a kill or a power cut leaves the file before or the file after. An
-    error in the block removes it. A file takes the place of another one; a folder of none.
+    error in the block removes it. A file may replace another one; a folder replaces none.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def decode(data: bytes) -> str:
     """The text in a file's bytes, without the mark that Windows editors and Excel put first.
 
     Raises:
-        ValueError: it is not UTF-8; the message tells the byte.
+        ValueError: it is not UTF-8; the message names the byte.
     """
     try:
         return data.decode("utf-8-sig")
@@ -80,7 +80,7 @@ def read(path, what: str, advice: str = "") -> str:
     Args:
         path: the file.
         what: the setting that names it, for an error.
-        advice: which file is wanted, for an error.
+        advice: the file that the setting expects, for an error.
 
     Raises:
         ConfigurationError: it can't be read, or is not UTF-8.

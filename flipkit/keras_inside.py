@@ -1,7 +1,7 @@
 """Every name of Keras that flipkit uses and Keras does not document, one function each.
 
 Tested with Keras 3.15.1 and 3.16.0.dev on 2026-11-27; pyproject.toml allows no later release until
-`tests/test_keras_inside.py`, one test a name, has passed with it. Each docstring says why there is no
+`tests/test_keras_inside.py`, one test a name, has passed with it. Each docstring states why there is no
 public way, and what to do when the name goes.
 """
 
@@ -20,7 +20,7 @@ FlipkitError._keras_call_info_injected = True  # pyright: ignore[reportAttribute
 
 
 def initializer(variable):
-    """What gives `variable` its first value, while it waits for that in a StatelessScope; else None.
+    """The function that returns the first value of `variable`, while a StatelessScope is open; else None.
 
     Keras draws the seeds of initializers in constructors, so that first values depend on the order of
     construction. When it goes: `assign` drawn values after the build, which initialises twice.
@@ -29,15 +29,15 @@ def initializer(variable):
 
 
 def set_initializer(variable, value):
-    """Makes `value` what gives `variable` its first value. See `initializer`."""
+    """Makes `value` the function that returns the first value of `variable`. See `initializer`."""
     variable._initializer = value
 
 
 def rename(variable, name: str):
-    """Gives `variable` another name, the last part of its path.
+    """Renames `variable`: the last part of its path.
 
-    Keras numbers a variable without a name as the process goes (Keras Hub 0.32 has one), and a checkpoint
-    would not find it again. When it goes: wrap the layer that owns the variable in one that has the name.
+    Keras numbers a variable without a name in the order of creation (Keras Hub 0.32 has one), and a
+    checkpoint would not find it again. When it goes: wrap the layer that owns the variable in a named one.
     """
     variable._name = name
     variable._path = f"{variable.path.rpartition('/')[0]}/{name}"
@@ -47,7 +47,7 @@ def rename(variable, name: str):
 def without_tensorflow():
     """Inside it Keras serialises without importing TensorFlow, which would take seconds and a GPU.
 
-    Keras 3.15 asks of everything that it serialises whether it is a TensorShape, and imports TensorFlow
+    Keras 3.15 checks whether each object that it serialises is a TensorShape, and imports TensorFlow
     wherever it is installed to do so. One that is imported already stays in use. When it goes: remove it
     if Keras stopped importing, else set `sys.modules["tensorflow"] = None` inside.
     """
@@ -66,9 +66,9 @@ def without_tensorflow():
 
 @contextlib.contextmanager
 def forgetting_variables():
-    """Variables that are made inside, in a StatelessScope without values, never get any.
+    """Variables that the block creates, in a StatelessScope without values, never get any.
 
-    Keras keeps a list of variables that wait for their values, and gives all of them theirs at the end of
+    Keras keeps a list of variables that wait for their values, and initialises all of them at the end of
     the next StatelessScope: it would hold a copy that was made for its shapes, and fill it while another
     model is built. When it goes: check with `tests/test_plan.py` whether memory is still taken.
     """
@@ -81,7 +81,7 @@ def forgetting_variables():
 
 
 def layers_of(model) -> list:
-    """Every layer of `model`, nested ones too. `model.layers` has the outer ones alone.
+    """Every layer of `model`, nested ones too. `model.layers` holds only the outer ones.
 
     When it goes: walk the attributes of each layer.
     """
@@ -89,7 +89,7 @@ def layers_of(model) -> list:
 
 
 def index_of(optimizer, variable) -> int:
-    """The place of `variable` among those that `optimizer` was built with.
+    """The index of `variable` among those that `optimizer` was built with.
 
     When it goes: keep a dict of paths in `build`.
     """
@@ -97,7 +97,7 @@ def index_of(optimizer, variable) -> int:
 
 
 def averages_of(optimizer) -> list:
-    """The moving averages of weights that `optimizer` keeps, in the order of its variables; [] of none.
+    """The moving averages of weights that `optimizer` keeps, in the order of its variables; [] if none.
 
     Keras's own SwapEMAWeights reads this attribute. When it goes: find them among `optimizer.variables`
     by their names, which end in `_average`.
@@ -106,7 +106,7 @@ def averages_of(optimizer) -> list:
 
 
 def single_batches(fed, together: int) -> list:
-    """The batches in what Keras's iterator hands to a train, test or predict function, one after the other.
+    """The batches in one item of the iterator that Keras passes to a train, test or predict function.
 
     With `steps_per_execution=together` Keras 3.16 hands out that many, stacked, or fewer in a list of its
     own class; Keras 3.15 hands out single ones. When the class goes: see how its JAX trainer's
@@ -130,8 +130,8 @@ def single_batches(fed, together: int) -> list:
 def update_metrics(model, metrics, loss, x, y, y_pred, sample_weight):
     """The logs and the new values of `model`'s metrics, from the values `metrics`, inside a JAX program.
 
-    Of the JAX trainer, whose `train_step` flipkit replaces: the gradient's norm needs a place between
-    gradient and update. That step also relies on `compute_loss_and_updates` and on the order of the four
+    flipkit replaces the JAX trainer's `train_step`: the gradient's norm is computed between gradient
+    and update. That step also relies on `compute_loss_and_updates` and on the order of the four
     parts of its state. When it goes: write the loop over `model.metrics` in a StatelessScope.
     """
     return model._update_metrics_variables(metrics, loss, x, y, y_pred, sample_weight)

@@ -13,17 +13,17 @@ class Loss(Configurable):
     `scale` is the learned inverse temperature.
 
     Attributes:
-        needs: what else the loss asks for, given by these names: `("logit_bias",)`, an attribute of the
-            model, calls `loss(image, text, scale, logit_bias=...)`; "inputs" is the batch.
-        variables: what it reads and nobody learns, such as a teacher's weights; compiled programs take
-            them as inputs.
+        needs: further arguments that the caller passes by these names: `("logit_bias",)`, an attribute of
+            the model, calls `loss(image, text, scale, logit_bias=...)`; "inputs" is the batch.
+        variables: arrays that the loss reads and training does not change, such as a teacher's weights;
+            compiled programs take them as inputs.
     """
 
     needs: tuple[str, ...] = ()
     variables: list = []
 
     def prepare(self, model):
-        """Told the model when that is compiled; the place to refuse it, and to load things."""
+        """Called with the model by `compile`: raise here if the loss does not fit it, or load files."""
 
     def __call__(self, image, text, scale):
         raise NotImplementedError(f"{type(self).__name__} defines no __call__(image, text, scale)")
@@ -82,5 +82,5 @@ class SigmoidLoss(Loss):
 
 
 def get(identifier) -> Loss:
-    """The loss that a name, object or config means."""
+    """The loss that a name, object or config describes."""
     return registry.get("losses", identifier, Loss)

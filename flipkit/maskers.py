@@ -1,4 +1,4 @@
-"""Maskers: which tokens to keep. How many is FLIP's to say."""
+"""Maskers: which tokens to keep. FLIP computes how many."""
 
 import keras
 from keras import ops
@@ -20,21 +20,21 @@ class Masker(keras.layers.Layer):
     Returns:
         int32 (batch, keep): ids of the tokens kept, ascending, no id twice.
 
-    `needs` tells what a masker looks at: () means only shapes, so that masks may also be drawn on the
-    host; "pixels" or "words" that it reads `x`, which is patches or token ids; "tower" that it asks the
-    image tower, so that it works only in a model.
+    `needs` declares what a masker reads: () means only shapes, so that the host may draw masks too;
+    "pixels" or "words" that it reads `x`, which is patches or token ids; "tower" that it calls the image
+    tower, so that it works only in a model.
     """
 
     needs: tuple[str, ...] = ()
 
     def prepare(self, model):
-        """Told the model that it masks for, before `build`: the place to keep what it needs of that.
+        """Called with the model before `build`: store here what the masker needs of it.
 
-        Towers, preprocessing and tokenizer are there; towers may have no variables yet. The tokenizer
-        may know no words yet: in `flipkit.plan`, where only shapes are wanted, and while a `.keras` file
-        is read, which gives the tokenizer its words after `build` and the masker its variables after
-        that. A run trains the tokenizer before. So what depends on the words belongs into a variable
-        (`flipkit.random.start_with`), or is looked up in `call`.
+        Towers, preprocessing and tokenizer are there; towers may have no variables yet. The tokenizer may
+        have no vocabulary yet: in `flipkit plan`, which computes only shapes, and while a `.keras` file is
+        read, which loads the vocabulary after `build` and the masker's variables after that. A run trains
+        the tokenizer first. So values that depend on the vocabulary belong into a variable
+        (`flipkit.random.start_with`), or `call` looks them up.
         """
 
     def call(self, x, keep, *, grid, seed):
@@ -56,8 +56,8 @@ class RandomMasker(Masker):
 class PrioritisedMasker(Masker):
     """Drops padding first, then words at random: a text masker (FLIP, arXiv 2212.00794, Table 1c).
 
-    Id 0 is padding. A row that has more words than it keeps loses some of them, one that has fewer
-    keeps all of them and some padding, drawn at random too.
+    Id 0 is padding. A row with more words than `keep` loses some of them; a row with fewer keeps all of
+    them and some padding, drawn at random too.
     """
 
     needs = ("words",)
@@ -75,12 +75,12 @@ class PrioritisedMasker(Masker):
 def complementary_views(rows: int, patches: int, keep: int, seed):
     """Random views of the patches that together hold all of them: int32 (rows, views, keep).
 
-    Ids ascend within a view. Each patch is in one view, of ceil(patches / keep); where `keep` does not
-    divide `patches`, the last is filled up with patches of the first. One view alone is what
-    `RandomMasker` keeps of a row.
+    Ids ascend within a view. There are ceil(patches / keep) views, and each patch is in one of them;
+    where `keep` does not divide `patches`, patches of the first view fill up the last. A single view is
+    what `RandomMasker` keeps of a row.
 
     Args:
-        seed: `flipkit.Seed`; its `rows`, where given, tell which rows these are.
+        seed: `flipkit.Seed`; its `rows`, where given, are the numbers of these rows.
     """
     order = ops.argsort(seed.uniform((rows, patches)), axis=1)
     views = -(-patches // keep)
@@ -90,7 +90,7 @@ def complementary_views(rows: int, patches: int, keep: int, seed):
 
 
 def kept_count(tokens: int, ratio: float) -> int:
-    """How many of `tokens` a mask ratio leaves: rounded, and at least one."""
+    """How many of `tokens` remain at a mask ratio: rounded, and at least one."""
     return max(1, round(tokens * (1 - ratio)))
 
 
@@ -101,5 +101,5 @@ def keep_lowest(scores, keep: int):
 
 
 def get(identifier) -> Masker | None:
-    """The masker that a name, object or config means; None stays None."""
+    """The masker that a name, object or config describes; None stays None."""
     return registry.get("maskers", identifier, Masker)

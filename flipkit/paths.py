@@ -1,4 +1,4 @@
-"""Canonical paths of variables, `image/block_07/mlp/up/kernel`, and patterns that choose among them."""
+"""Canonical paths of variables, `image/block_07/mlp/up/kernel`, and patterns that match them."""
 
 import fnmatch
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ def canonical(path: str) -> str:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether `pattern` names whole, neighbouring parts of `path`; `*` and `?` work inside a part.
+    """Whether `pattern` matches whole, neighbouring parts of `path`; `*` and `?` work inside a part.
 
     `"bias"` matches `text/block_00/mlp/up/bias`, `"image/block_*"` everything in the image tower's
     blocks; `"scale"` does not match `logit_scale`.
@@ -29,10 +29,10 @@ def select(patterns: Sequence[str], paths: Iterable[str], *, role: str) -> set[s
     """The paths that any of `patterns` matches.
 
     Args:
-        role: the argument the patterns came from, for the error.
+        role: the argument that holds the patterns, for the error.
 
     Raises:
-        ConfigurationError: a pattern matches nothing, so it protects or changes nothing.
+        ConfigurationError: a pattern matches nothing, so that it has no effect.
     """
     paths = list(paths)
     chosen = set()
@@ -50,7 +50,7 @@ def select(patterns: Sequence[str], paths: Iterable[str], *, role: str) -> set[s
 
 
 def checked_patterns(role: str, patterns) -> list[str]:
-    """`patterns` as a list; one by itself makes a list of one.
+    """`patterns` as a list; a single string makes a list of one.
 
     Raises:
         ConfigurationError: they are no strings.
@@ -62,7 +62,7 @@ def checked_patterns(role: str, patterns) -> list[str]:
 
 
 def _runs(paths, length):
-    """What `length` neighbouring parts of the paths spell."""
+    """The texts of every `length` neighbouring parts of the paths."""
     parts = [path.split("/") for path in paths]
     starts = [(path, i) for path in parts for i in range(len(path) - length + 1)]
     return {"/".join(path[i : i + length]) for path, i in starts}

@@ -1,4 +1,4 @@
-"""Where in a run one is: the one answer, which loop, journal, checkpoints, study and feed share."""
+"""A place in a run, which loop, journal, checkpoints, study and feed share."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ class Position:
     """A place between two steps of a run.
 
     Attributes:
-        sample: samples that the steps before it have used.
+        sample: samples that the earlier steps have used.
         step: steps before it, of all phases.
-        phase: index of the phase that the last of these belongs to; 0 at the start.
+        phase: index of the phase of the last of these steps; 0 at the start.
         step_in_phase: steps before it in that phase.
     """
 

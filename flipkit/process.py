@@ -1,4 +1,4 @@
-"""What a flipkit program asks of its process: large pages, programs that are compiled once, quiet."""
+"""Settings of a flipkit process: large pages, cached programs, a quiet TPU library."""
 
 import importlib.metadata
 import importlib.util
@@ -12,13 +12,13 @@ _HAS_FUSION_EMITTERS = "0.10."  # releases of jaxlib whose XLA is known to take 
 
 
 def take_huge_pages():
-    """Starts this program again with large allocations on huge pages, if it is not running so.
+    """Starts this program again with large allocations on huge pages, unless it runs so already.
 
-    XLA takes the memory of a step anew for each step and gives it back: on a CPU, at 4 KiB a page, the
-    kernel's work on those pages is a third of a training step (docs/performance.md). glibc reads its
-    tunables once, when a process starts, so nothing short of a new start turns them on. The process
-    keeps its number and its command line. GLIBC_TUNABLES in the environment, whatever it says, is left
-    alone; so is every system without glibc.
+    XLA allocates the memory of each step anew and frees it: on a CPU, at 4 KiB a page, the kernel's work
+    on those pages is a third of a training step (docs/performance.md). glibc reads its tunables only when
+    a process starts, so that a new start is the only way to turn them on. The process keeps its number and
+    its command line. The function does nothing if the environment sets GLIBC_TUNABLES, or on a system
+    without glibc.
     """
     if platform.libc_ver()[0] != "glibc" or "GLIBC_TUNABLES" in os.environ:
         return
@@ -27,7 +27,7 @@ def take_huge_pages():
 
 
 def stay_on_cpu():
-    """Keeps JAX on the CPU: a TPU is lent to one process only, perhaps to one that trains.
+    """Keeps JAX on the CPU: only one process can use a TPU, perhaps one that trains.
 
     Call it before JAX is imported.
     """
@@ -37,9 +37,9 @@ def stay_on_cpu():
 def skip_absent_tpu():
     """Keeps JAX from looking for a TPU where libtpu is installed and no TPU is there.
 
-    The library prints errors of its own when it looks. JAX is told to use the CPU where that is all there
-    can be: the environment names no platform, JAX has no plugin for a GPU, and the machine shows no
-    TPU. Call it before JAX is imported.
+    The library prints errors of its own when it looks. The function sets JAX to the CPU where no other
+    platform is possible: the environment names no platform, JAX has no plugin for a GPU, and the machine
+    shows no TPU. Call it before JAX is imported.
     """
     if "JAX_PLATFORMS" in os.environ or "JAX_FORCE_TPU_INIT" in os.environ:
         return
@@ -63,10 +63,10 @@ def _tpu_devices(root=pathlib.Path("/")):
 
 
 def skip_fusion_emitters():
-    """Has XLA compile for a CPU faster, and what it compiled run slower: for programs that run a few times.
+    """XLA compiles for a CPU faster, and its code runs slower: for programs that run a few times.
 
-    XLA ends a process that gives it a flag it doesn't know, so releases of jaxlib that were not tried are
-    left alone. What XLA_FLAGS says already comes after, and wins. Call it before JAX starts a backend.
+    XLA ends a process that passes an unknown flag, so the function does nothing with releases of jaxlib
+    that were not tried. XLA_FLAGS of the environment come after, and win. Call it before JAX starts.
     """
     if importlib.metadata.version("jaxlib").startswith(_HAS_FUSION_EMITTERS):
         given = os.environ.get("XLA_FLAGS", "")
@@ -74,7 +74,7 @@ def skip_fusion_emitters():
 
 
 def cache_programs():
-    """Keeps compiled programs between processes, so that a run that goes on starts at once."""
+    """Keeps compiled programs between processes, so that a resumed run starts at once."""
     import jax
 
     folder = os.environ.get("FLIPKIT_CACHE", pathlib.Path.home() / ".cache" / "flipkit")

@@ -1,7 +1,7 @@
 """Random numbers that are functions of (seed, step, row, name), and initial values of (seed, path).
 
-Nothing here keeps a state: whatever was drawn can be drawn again, on any number of devices, in any
-order, for any part of a batch.
+Nothing here keeps a state: any draw can be repeated, on any number of devices, in any order, for any
+part of a batch.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def mix(x):
     """int32 -> int32, a bijection whose every output bit depends on every input bit.
 
     The "lowbias32" finaliser of Chris Wellons's hash-prospector (2018). Integer arithmetic wraps
-    alike on every backend, so the same numbers come out of JAX, TensorFlow and torch.
+    alike on every backend, so JAX, TensorFlow and torch compute the same numbers.
     """
     x = ops.bitwise_xor(x, _shift_right(x, 16))
     x = x * 0x7FEB352D
@@ -49,7 +49,7 @@ def name_key(name: str) -> int:
 
 
 def checked_seed(seed) -> int:
-    """A seed as an int; refused outside of [0, 2^64), where streams would be shared."""
+    """A seed as an int; raises outside of [0, 2^64), where two seeds would share streams."""
     try:
         number = operator.index(seed)
     except TypeError:
@@ -64,9 +64,9 @@ def checked_seed(seed) -> int:
 class Seed(keras.random.SeedGenerator):
     """The randomness of one step.
 
-    Passed to maskers, and in force for `flipkit.Dropout` inside `seed_scope`. It is a
+    FLIP passes it to maskers, and `flipkit.Dropout` draws from it inside `seed_scope`. It is a
     `keras.random.SeedGenerator`, so `keras.random.uniform(shape, seed=seed)` takes it, yet it has no
-    state: the same Seed always gives the same numbers. Prefer `seed.uniform(shape)`, whose first axis
+    state: equal Seeds return equal numbers. Prefer `seed.uniform(shape)`, whose first axis
     is the batch and whose numbers for a row do not depend on the other rows.
 
     Args:
@@ -93,7 +93,7 @@ class Seed(keras.random.SeedGenerator):
         return child
 
     def next(self, ordered=True):
-        """What keras.random draws from: the key, as Keras's seed pair."""
+        """The key that keras.random draws from, as Keras's seed pair."""
         dtype = "uint32" if keras.backend.backend() == "jax" else "int32"
         return ops.cast(ops.stack([self.key, ops.zeros_like(self.key) + self.upper]), dtype)
 
@@ -106,7 +106,7 @@ class Seed(keras.random.SeedGenerator):
         row_keys = mix(ops.bitwise_xor(mix(rows), self.key))
         places = mix(ops.arange(size, dtype="int32"))
         bits = mix(ops.bitwise_xor(ops.expand_dims(row_keys, 1), ops.expand_dims(places, 0)))
-        if self.upper:  # the key has room for 32 bits of the seed; this is a bijection too
+        if self.upper:  # the key holds 32 bits of the seed; this is a bijection too
             bits = mix(ops.bitwise_xor(bits, self.upper))
         numbers = ops.cast(_shift_right(bits, 8), "float32") * 2.0**-24
         return ops.reshape(numbers, (-1, *shape[1:]))
@@ -134,14 +134,14 @@ def current_seed() -> Seed | None:
 def initial_values(layer, seed: int):
     """Variables that `layer` creates inside start as functions of (seed, canonical path) alone.
 
-    So a variable begins the same whatever else the model holds and wherever it lives. Variables that
-    already have a value keep it; initialisers without randomness are left alone.
+    So a variable begins the same, independent of the rest of the model and of devices. Variables with a
+    value keep it, and so do initialisers without randomness.
     """
     seed = checked_seed(seed)
     with keras.StatelessScope():
         yield
         for variable in layer.variables:
-            # Keras keeps the initialiser of a variable created in a StatelessScope until it leaves.
+            # Keras keeps the initialiser of a variable created in a StatelessScope until the scope ends.
             initializer: Any = keras_inside.initializer(variable)
             key = _initial_key(canonical(variable.path), seed)
             config = getattr(initializer, "get_config", dict)()
@@ -153,7 +153,7 @@ def initial_values(layer, seed: int):
 
 
 def _initial_key(path, seed):
-    """31 bits, which is what Keras's initialisers take; of a larger seed they depend on all of it."""
+    """31 bits, the size of a seed of Keras's initialisers, from all bits of a larger seed."""
     if seed < 1 << 31:
         return (name_key(path) ^ seed) % (1 << 31)
     digest = hashlib.blake2b(f"{seed} {path}".encode(), digest_size=4).digest()
@@ -171,13 +171,13 @@ class _SeedState:
 
 
 def start_with(variable, value):
-    """Gives a variable its first value: now, or when the model that is being built gets its values.
+    """Sets a variable's first value: now, or when the model that is being built gets its values.
 
-    For towers whose weights come from somewhere: call it in `build`, once the variable is there.
+    For towers with pretrained weights: call it in `build`, once the variable is there.
 
     Args:
-        value: an array, or a function without arguments that returns one. It is called when the
-            variable gets its value: never where only shapes are wanted.
+        value: an array, or a function without arguments that returns one. Keras calls it when the variable
+            gets its value, and not where only shapes are computed.
     """
     if keras_inside.initializer(variable) is None:
         variable.assign(value() if callable(value) else value)
@@ -186,7 +186,7 @@ def start_with(variable, value):
 
 
 class _Given:
-    """An initialiser that hands out a value."""
+    """An initialiser that returns a given value."""
 
     def __init__(self, path, value):
         self.path, self.value = path, value

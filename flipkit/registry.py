@@ -1,4 +1,4 @@
-"""Names to components, as `keras.activations.get` does it; plain objects that know their config."""
+"""Names to components, as `keras.activations.get` does it; plain objects with a config."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ from flipkit.keras_inside import without_tensorflow as without_tensorflow
 
 
 def register(cls):
-    """Class decorator: `cls` can be saved and loaded under the name `flipkit>ClassName`."""
+    """Class decorator: Keras saves and loads `cls` under the name `flipkit>ClassName`."""
     return keras.saving.register_keras_serializable(package="flipkit")(cls)
 
 
@@ -36,7 +36,7 @@ class Configurable:
 
 
 def serialize(value) -> Any:
-    """`value` as JSON holds it; what knows its config becomes Keras's serialised form."""
+    """`value` as JSON holds it; an object with a config becomes Keras's serialised form."""
     if isinstance(value, (list, tuple)):
         return [serialize(item) for item in value]
     if isinstance(value, dict):
@@ -64,16 +64,16 @@ def is_serialized(value) -> bool:
 
 
 def get(kind: str, identifier, base: type | tuple[type, ...] = object) -> Any:
-    """The component that `identifier` means.
+    """The component that `identifier` describes.
 
     Args:
         kind: plural name of the kind, as its module and hook have it: `"maskers"`.
         identifier: a registered name (`"random"`, or `"distribution:name"` where two plugins offer
             one name), a component, its class, its serialised config, or None.
-        base: what a component of this kind is an instance of.
+        base: the class of components of this kind.
 
     Raises:
-        UnknownName: nothing has that name; the nearest known one is told.
+        UnknownName: nothing has that name; the message names the nearest known one.
         ConfigurationError: the object is no component of this kind.
     """
     if identifier is None:

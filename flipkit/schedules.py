@@ -14,8 +14,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate over samples; a subclass writes `rate`.
 
     Counting samples and not steps keeps a recipe's schedule right when its batch size changes. A
-    `flipkit.Phase` tells its schedule how many samples a step takes and how many there will be; in
-    plain `fit`, say so yourself: `WarmupCosine(1e-3, warmup=5_000).bind(64, total=100_000)`.
+    `flipkit.Phase` binds its schedule to the samples of a step and of the phase; in plain `fit`, bind
+    it yourself: `WarmupCosine(1e-3, warmup=5_000).bind(64, total=100_000)`.
 
     Args:
         batch_size: samples per step.
@@ -35,7 +35,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         """Raises ConfigurationError if the schedule doesn't fit into `total`."""
 
     def bind(self, batch_size, total, start=0) -> "Schedule":
-        """A copy that knows its batch size, its total and its first step."""
+        """A copy with its batch size, its total and its first step set."""
         bound = {"batch_size": batch_size, "total": total, "start": start}
         schedule = type(self).from_config({**self.get_config(), **bound})
         schedule.check()
@@ -44,7 +44,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step):
         if self.batch_size is None or self.total is None:
             raise ConfigurationError(
-                f"{type(self).__name__} counts samples: tell it how many a step takes and how many "
+                f"{type(self).__name__} counts samples: set how many a step takes and how many "
                 "there are, with .bind(batch_size, total)"
             )
         samples = (ops.cast(step, "float32") - self.start) * self.batch_size
@@ -124,7 +124,7 @@ class Stretch(Schedule):
 
     Args:
         schedule: the longer one: a name, an object or its config.
-        before: samples that it has gone through when the stretch begins.
+        before: samples of it before the stretch begins.
         whole: samples that it has in all.
     """
 
@@ -161,5 +161,5 @@ class Stretch(Schedule):
 
 
 def get(identifier) -> Schedule:
-    """The schedule that a name, object or config means."""
+    """The schedule that a name, object or config describes."""
     return registry.get("schedules", identifier, Schedule)

@@ -1,4 +1,4 @@
-"""`name=value` as it is typed: text to values, and values to the type of what they replace."""
+"""`name=value` on a command line: text to values, and values to the type of the old ones."""
 
 import ast
 import inspect
@@ -12,13 +12,13 @@ REQUIRED = inspect.Parameter.empty  # in the place of a default
 
 
 def as_like(value, likes, name, annotation=None):
-    """`value` in the type of one of `likes`: what it replaces, and what its owner has by default.
+    """`value` in the type of one of `likes`: the value that it replaces, and its owner's default.
 
-    None is always taken, and anything where nothing is known of the type. A parameter whose annotation
-    is a `flipkit.checks.Size` takes one side or a pair, whatever it replaces.
+    None fits always, and any value fits where the type is unknown. A parameter whose annotation is a
+    `flipkit.checks.Size` takes one side or a pair, whatever it replaces.
 
     Raises:
-        ConfigurationError: it is like none of them.
+        ConfigurationError: it has the type of none of them.
     """
     likes = [like for like in likes if like is not None and like is not REQUIRED]
     if value is None:
@@ -51,7 +51,7 @@ def _fits(value, like):
         return isinstance(value, (list, tuple, str))
     if isinstance(like, dict) and "class_name" not in like:
         return isinstance(value, dict)
-    return True  # a component may be given by name, and its owner knows which
+    return True  # a component may be given by name, and its owner checks the name
 
 
 def parse(text: str):
@@ -77,7 +77,7 @@ def split_settings(arguments) -> dict[str, str]:
 
 
 def read(texts: Mapping[str, str], known: Mapping[str, object], likes: dict | None = None) -> dict:
-    """{name: value} of what was typed, each in the type of its default.
+    """{name: value} of the texts, each in the type of its default.
 
     Args:
         texts: {name: text}, as `split_settings` returns them.
@@ -85,7 +85,7 @@ def read(texts: Mapping[str, str], known: Mapping[str, object], likes: dict | No
         likes: {name: a value of the type wanted}, where a default has none.
 
     Raises:
-        UnknownName: a name is not known; names the nearest one.
+        UnknownName: a name is not known; the message names the nearest one.
         ConfigurationError: a value has another type than its default.
     """
     for name in texts:

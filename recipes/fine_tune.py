@@ -1,7 +1,7 @@
 """Fine-tuning of a FLIP's image tower: 86.9 % on ImageNet for ViT-L/16 (Table 3).
 
 Li et al., CVPR 2023, arXiv 2212.00794, section 4.2 and Table 12, after MAE (arXiv 2111.06377, appendix A).
-Numbers are the paper's unless said.
+Unmarked numbers are the paper's.
 
 flipkit run fine_tune init=runs/vitl/model.keras data.path='imagenet/train-*.tar' \
     test='imagenet/val-*.tar'

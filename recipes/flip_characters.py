@@ -22,7 +22,7 @@ def recipe(
     peak: float | None = None,
     scale="full",
 ):
-    """A small tower over 64 patches; every dial is sized for a first run on a laptop.
+    """A small tower over 64 patches; every argument is sized for a first run on a laptop.
 
     Args:
         image_size: pixels of the pictures before the tuning, the other way to fewer patches; None is 64.
@@ -30,7 +30,7 @@ def recipe(
             unmasked tuning); a run that sees them so from the start has one phase.
         peak: learning rate; None is the best of a sweep for each (docs/performance.md): 9e-3 with a
             mask, 1.8e-2 without one.
-        scale: "tiny" makes of it a test of seconds.
+        scale: "tiny" makes it a test of seconds.
     """
     peak = peak or (9e-3 if mask_ratio else 1.8e-2)
     reduced = mask_ratio > 0 or image_size is not None

@@ -1,4 +1,4 @@
-"""What the released code does where it differs from the paper: another recipe's run, changed.
+"""The released code's settings where they differ from the paper's: another recipe's run, changed.
 
 github.com/facebookresearch/flip; docs/paper.md lists the differences. The code's epochs are ImageNet's, in
 whole batches; LAION-2B has a base rate of its own; all is float32, and the token table has a row more.
@@ -22,7 +22,7 @@ def recipe(
         of: the recipe whose run is changed, such as flip_vitb or flip_vith.
         data_set: "laion400m" or "laion2b": which base rate the code takes.
         batch_size, pairs: of that recipe.
-        scale: "tiny" makes of it a test on a CPU.
+        scale: "tiny" makes it a test on a CPU.
     """
     if data_set not in BASE_RATES:
         raise flipkit.ConfigurationError(
@@ -36,7 +36,7 @@ def recipe(
         return round(epochs * batches) * batch_size
 
     changes = {f"{part}.dtype": "float32" for part in PARTS}
-    changes["model.text.vocab"] = run.model.text.vocab + 1  # for what is in no vocabulary
+    changes["model.text.vocab"] = run.model.text.vocab + 1  # for tokens outside the vocabulary
     for i, phase in enumerate(run.phases):
         changes[f"phases.{i}.pairs"] = samples(phase.pairs)
         changes[f"phases.{i}.schedule.warmup"] = samples(phase.schedule.warmup)

@@ -11,11 +11,11 @@ import flipkit
 
 
 def recipe(pairs=60_000, batch_size=128, mask_ratio=0.5, tuning=0.25, peak=9e-3, scale="full"):
-    """A small tower over 64 patches; every dial is sized for a first run on a laptop.
+    """A small tower over 64 patches; every argument is sized for a first run on a laptop.
 
     Args:
         tuning: share of the pairs that the image tower sees whole, at the end (FLIP's unmasked tuning).
-        scale: "tiny" makes of it a test of seconds.
+        scale: "tiny" makes it a test of seconds.
     """
     masked = pairs - int(pairs * tuning)
     end = peak * (1 - math.cos(math.pi * tuning)) / 2  # where one cosine over all pairs would be

@@ -2,8 +2,8 @@
 
 flipkit run flip_small data.path='shards/train-*.tar' --workdir runs/small
 
-Made for few pictures seen often, where a plain ViT learns its pictures by heart. What helps there, in the
-order in which it did on 4,282 emoji of three vendors, tested on a fourth (docs/performance.md): Muon,
+Made for few pictures seen often, where a plain ViT learns its pictures by heart. Against that helped,
+in this order on 4,282 emoji of three vendors, tested on a fourth (docs/performance.md): Muon,
 moderate changes of place and colour, outlines (`sketch`), masking.
 """
 
@@ -29,7 +29,7 @@ def recipe(
     Args:
         tuning: share of the pairs that the image tower sees whole, at the end (FLIP's unmasked tuning).
         test, classnames: labelled shards and a file of class names, for zero-shot while it trains.
-        scale: "tiny" makes of it a test of seconds.
+        scale: "tiny" makes it a test of seconds.
     """
     image = flipkit.ViT(
         image_size=64,

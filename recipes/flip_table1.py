@@ -36,7 +36,7 @@ def recipe(
         batch_size: None is what the memory of 16,384 unmasked pairs holds: twice as many at 50 %.
         text_masker: "random" or "prioritised", which drops padding first.
         text_mask_ratio: share of the words that a text masker drops.
-        reconstruction: whether MAE's loss is added, by a decoder whose size the paper does not tell.
+        reconstruction: whether to add MAE's loss, by a decoder whose size the paper does not give.
     """
     batch_size = batch_size or round(16_384 / (1 - mask_ratio))
     run = flip_vitl(batch_size, pairs, mask_ratio, tuning, dtype=dtype)

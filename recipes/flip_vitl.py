@@ -1,7 +1,7 @@
 """FLIP ViT-L/16, 50 % masked, on LAION-400M: 74.3 % zero-shot top-1 on ImageNet (Table 2).
 
 Li et al., "Scaling Language-Image Pre-training via Masking", CVPR 2023, arXiv 2212.00794, on 256 TPU-v3
-cores. Numbers are the paper's unless said. docs/paper.md lists its other models; `flip_released` follows
+cores. Unmarked numbers are the paper's. docs/paper.md lists its other models; `flip_released` follows
 the released code where that differs.
 
 flipkit run flip_vitl data.path='/data/laion400m/*.tar' distribution=data_parallel
@@ -25,7 +25,7 @@ def recipe(
 
     Args:
         tuning: whether unmasked tuning follows as a second phase.
-        scale: "tiny" makes of it a test on a CPU.
+        scale: "tiny" makes it a test on a CPU.
     """
     image = flipkit.ViT(image_size, patch_size=16, dim=1024, depth=24, heads=16, dtype=dtype)
     text = flipkit.TextTransformer(

@@ -1,7 +1,7 @@
 """Linear probe of a FLIP's image tower: 83.6 % on ImageNet for ViT-L/16 (Table 3).
 
 Li et al., CVPR 2023, arXiv 2212.00794, section 4.2 and Table 11, after MAE (arXiv 2111.06377, appendix A):
-a batch normalisation and a linear layer on frozen features. Numbers are the paper's unless said.
+a batch normalisation and a linear layer on frozen features. Unmarked numbers are the paper's.
 
 flipkit run linear_probe init=runs/vitl/model.keras data.path='imagenet/train-*.tar' \
     test='imagenet/val-*.tar'
@@ -28,8 +28,8 @@ def recipe(
     """Trains a head of `classes` outputs; LARS without weight decay.
 
     Args:
-        init: what `flipkit.load_pretrained` reads; whose image tower is probed. None is a ViT-L/16 anew.
-        classes: how many there are; `names` tell it, too.
+        init: a model that `flipkit.load_pretrained` reads, whose tower to probe. None is a new ViT-L/16.
+        classes: how many there are; `names` implies it, too.
         names: text file with a class per line, where the labels are names; its lines are the classes.
         label: field of the samples' .json that holds the class.
         test: labelled shards to judge by, while it trains and at the end.
@@ -37,7 +37,7 @@ def recipe(
         epochs: passes over the pictures.
         warmup_epochs: those in which the learning rate rises.
         base_rate: learning rate for batches of 256; it grows with `batch_size`.
-        scale: "tiny" makes of it a test on a CPU.
+        scale: "tiny" makes it a test on a CPU.
     """
     source = flipkit.weights.describe(init) if init else flip_vitl().model
     data = flipkit.ImageTextShards(label_field=label, classes=names)  # set data.path

@@ -368,7 +368,7 @@ def test_a_pattern_that_matches_nothing_tells_what_there_is(tmp_path):
     assert f"Folder '{tmp_path}/no/such' does not; '{tmp_path}' does" in str(failure.value)
     with pytest.raises(DataError, match="this machine"):
         len(ImageTextShards("gs://bucket/*.tar"))
-    with pytest.raises(DataError, match=r"folder: say '.*/\*.tar'"):
+    with pytest.raises(DataError, match=r"folder: set '.*/\*.tar'"):
         len(ImageTextShards(str(tmp_path)))
 
 

@@ -127,7 +127,7 @@ def test_what_is_no_batch_yet_is_told_how_to_become_one(model):
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
-        (np.array([0, 4]), r"label from 0 to 3: the model tells 4 classes apart\. Received: 4"),
+        (np.array([0, 4]), r"label from 0 to 3: the model has 4 classes\. Received: 4"),
         (np.array([-1, 1]), r"Received: -1\. Padding is 0, and nothing is left out"),
         (np.eye(4)[:2], r"label as int32 ids\. Received: label as float64 \(2, 4\)"),
         (np.array([[0], [1]]), r"shape \(batch,\)"),

@@ -574,7 +574,7 @@ def test_every_hook_says_what_it_offers_and_when():
     for hook in plugins.HOOKS:
         text = getattr(hookspecs, hook).__doc__
         assert text.startswith("Offer ")
-        assert "Asked when " in text
+        assert "Called when " in text
         assert "        return {" in text
 
 

@@ -1,4 +1,4 @@
-"""Sources of samples: `len(data)` and `data[i]`, and nothing of batches, sizes, tokens or masks."""
+"""Sources of samples: `len(data)` and `data[i]`, without batches, sizes, tokens or masks."""
 
 from flipkit import registry
 from flipkit.datasets.captioned_shapes import CaptionedShapes
@@ -10,9 +10,9 @@ __all__ = ["CaptionedShapes", "Dataset", "ImageTextShards", "NamedCharacters", "
 
 
 def get(identifier) -> Dataset | None:
-    """The dataset that `identifier` means: a name, an object, its class, its config or None.
+    """The dataset that `identifier` describes: a name, an object, its class, its config or None.
 
-    A string with a `/`, `*` or `{` in it, or one that ends in `.tar`, says where tar shards are.
+    A string with a `/`, `*` or `{` in it, or one that ends in `.tar`, is a pattern of tar shards.
     """
     if isinstance(identifier, str) and (
         set(identifier) & set("/*{") or identifier.endswith(".tar")

@@ -28,8 +28,8 @@ SIZES = {"small": (16, 19), "large": (26, 31)}  # diameters from, below; pixels 
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 ANGLES = (-12, -6, 0, 6, 12)  # degrees
 
-# A scene's relation is where its first thing is, seen from its second: "left" or "above". Both
-# directions can be said; the first words are those of the class names.
+# A scene's relation is where its first thing is, seen from its second: "left" or "above". Captions
+# use both directions; the first words are those of the class names.
 FORWARD = {"left": ("to the left of", "left of"), "above": ("above", "over")}
 BACKWARD = {"left": ("to the right of", "right of"), "above": ("below", "under")}
 SIDES = {"left": ("on the left", "on the right"), "above": ("at the top", "at the bottom")}
@@ -56,7 +56,7 @@ TOGETHER = (
 
 
 class Thing(NamedTuple):
-    """One shape to draw. Where size is None the image shows either and the text says neither."""
+    """One shape to draw. If size is None, the image shows either and the text names neither."""
 
     colour: str
     shape: str
@@ -73,7 +73,7 @@ class Scene(NamedTuple):
 
 @register
 class CaptionedShapes(Dataset):
-    """Scenes of one or two coloured shapes with three captions each, drawn when they are asked for.
+    """Scenes of one or two coloured shapes with three captions each, drawn on access.
 
     A sample is a pure function of (seed, split, index), equal on every machine. Left and right are
     part of the captions: mirrored images (`Feed(flip=True)`) make them untrue.
@@ -92,7 +92,7 @@ class CaptionedShapes(Dataset):
         split: one of the above.
         size: number of scenes; None for 100,000 (train), 2,560 (test: 5 of each class) or 1,000.
         image_size: height and width in pixels, from 32.
-        seed: draws other scenes; what is held out and what the classes are stays.
+        seed: draws other scenes; held-out scenes and classes stay the same.
     """
 
     def __init__(self, split="train", size=None, image_size=64, seed=0):
@@ -105,7 +105,7 @@ class CaptionedShapes(Dataset):
             raise ConfigurationError(f"Expected size >= 1 scenes. Received: size={size!r}")
         if image_size < 32:
             raise ConfigurationError(
-                "Expected image_size >= 32 pixels: in fewer, shapes can't be told apart. "
+                "Expected image_size >= 32 pixels: in fewer, shapes look alike. "
                 f"Received: image_size={image_size!r}"
             )
         self.split = split
@@ -118,7 +118,7 @@ class CaptionedShapes(Dataset):
 
     def __getitem__(self, i):
         scene, rng = self._draw(i)
-        texts = self._say(scene, rng)
+        texts = self._texts(scene, rng)
         sample = {
             "image": paint(scene, rng, self.image_size),
             "texts": texts,
@@ -130,10 +130,10 @@ class CaptionedShapes(Dataset):
 
     def texts(self, i):
         """The texts of scene `i`, without drawing it."""
-        return self._say(*self._draw(i))
+        return self._texts(*self._draw(i))
 
     def scene(self, i) -> Scene:
-        """What is in image `i`."""
+        """The things in image `i`."""
         return self._draw(i)[0]
 
     def classnames(self) -> dict:
@@ -142,9 +142,9 @@ class CaptionedShapes(Dataset):
         return {"names": [class_name(scene) for scene in classes()], "split": split}
 
     def _draw(self, i):
-        """Scene `i`, and the random numbers left for its words and its picture."""
+        """Scene `i`, and the random generator for its words and its picture."""
         if not 0 <= i < len(self):
-            raise IndexError(f"Scene {i} of {len(self)} was asked for.")
+            raise IndexError(f"Scene {i} of {len(self)} does not exist.")
         rng = random.Random(f"{self.seed}/{self.split}/{i}")
         if self.split == "test":
             scene = classes()[i % len(classes())]
@@ -159,7 +159,7 @@ class CaptionedShapes(Dataset):
         things = tuple(t._replace(size=t.size or pick(rng, SIZES)) for t in scene.things)
         return Scene(things, scene.relation, pick(rng, ("light", "dark"))), rng
 
-    def _say(self, scene, rng):
+    def _texts(self, scene, rng):
         if self.split in ("train", "test"):
             return captions(scene, rng)
         a, b = (thing._replace(size=None) for thing in scene.things)
@@ -176,13 +176,13 @@ class CaptionedShapes(Dataset):
 
 
 def pick(rng, options):
-    """One of `options`. Python keeps the stream of `random()` alone the same in every version."""
+    """One of `options`. Only the stream of `random()` is the same in every version of Python."""
     options = tuple(options)
     return options[int(rng.random() * len(options))]
 
 
 def _some_scene(rng):
-    """A scene as training has them: one thing in three, two things in the rest."""
+    """A random scene of training: one thing in three, two things in the rest."""
     if rng.random() < 1 / 3:
         return Scene((Thing(pick(rng, COLOURS), pick(rng, SHAPES)),))
     return _some_pair(rng)
@@ -195,7 +195,7 @@ def _some_pair(rng):
 
 
 def _share_a_word(a, b):
-    """Whether two things have the same colour or shape: changing places could leave a text true."""
+    """Whether two things share a colour or shape: swapping them could leave a text true."""
     return a.colour == b.colour or a.shape == b.shape
 
 
@@ -206,7 +206,7 @@ def _hash(words):
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether training never shows this scene, in whatever sizes."""
+    """Whether training never shows this scene, in any sizes."""
     if scene.relation is None:
         return False
     a, b = scene.things
@@ -234,7 +234,7 @@ def class_name(scene: Scene) -> str:
 
 
 def captions(scene: Scene, rng) -> list[str]:
-    """Three differing sentences: two things are told from either side, sizes half of the time."""
+    """Three different sentences: two things in either order, sizes half of the time."""
     templates = list(TOGETHER if scene.relation else ALONE)
     turn = pick(rng, (0, 1))
     texts = []
@@ -247,7 +247,7 @@ def captions(scene: Scene, rng) -> list[str]:
 
 
 def say(scene: Scene, template: str, backward: bool, words: int) -> str:
-    """`template` about `scene`: a backward sentence begins with its second thing."""
+    """`template` filled in for `scene`: a backward sentence begins with its second thing."""
     nouns = [_noun(thing, words) for thing in scene.things]
     ground = f"a {scene.ground} background"
     if scene.relation is None:
@@ -300,19 +300,19 @@ def _arrange(scene, rng, image_size):
     """For each thing: itself, the corner (x, y) of its stamp, and its diameter, in pixels."""
     bounds = [SIZES[thing.size] for thing in scene.things]
     diameters = [int((a + (b - a) * rng.random()) * image_size / 64) for a, b in bounds]
-    room = image_size - 2  # a pixel is left free at every edge; two large things just fit
-    across = [1 + rng.random() * (room - d) for d in diameters]
+    space = image_size - 2  # a pixel is left free at every edge; two large things just fit
+    across = [1 + rng.random() * (space - d) for d in diameters]
     if scene.relation is None:
-        along = [1 + rng.random() * (room - diameters[0])]
+        along = [1 + rng.random() * (space - diameters[0])]
     else:
-        slack = room - sum(diameters)
+        slack = space - sum(diameters)
         low, high = sorted(slack * rng.random() for _ in range(2))
         along = [1 + low, 1 + high + diameters[0]]
         # The second one stays nearly level with the first: by a third of their distance.
         a, b = diameters
         distance = along[1] + b / 2 - along[0] - a / 2
         level = across[0] + a / 2 - b / 2 + (2 * rng.random() - 1) * distance / 3
-        across[1] = min(max(level, 1), 1 + room - b)
+        across[1] = min(max(level, 1), 1 + space - b)
     corners = (
         zip(along, across, strict=True)
         if scene.relation == "left"
@@ -326,7 +326,7 @@ def _arrange(scene, rng, image_size):
 
 @functools.cache
 def stamp(shape: str, diameter: int, degrees: int):
-    """How much of each pixel a shape covers, 0 to 255: uint16 (diameter, diameter, 1)."""
+    """The share of each pixel that a shape covers, 0 to 255: uint16 (diameter, diameter, 1)."""
     fine = 6  # samples per pixel and direction
     at = (np.arange(diameter * fine) + 0.5) * 2 / (diameter * fine) - 1
     x, y = np.meshgrid(at, -at)  # y points up

@@ -1,4 +1,4 @@
-"""What every dataset is: random access to raw samples."""
+"""The base of every dataset: random access to raw samples."""
 
 import operator
 from typing import Any
@@ -15,19 +15,19 @@ class Dataset(Configurable):
     A sample is a dictionary with at least:
 
     - `"image"`: an encoded file (bytes) or decoded pixels (uint8, height x width x 3),
-    - `"texts"`: everything the image may be called, a list of at least one string; one with a label
+    - `"texts"`: all texts that describe the image, a list of at least one string; one with a label
       may have none,
-    - `"id"`: where the sample comes from, as an error or a reject log should name it,
+    - `"id"`: the origin of the sample, for an error or a reject log,
 
     and, where it is known, `"label"`: the image's class (int).
 
     Three habits make a dataset work in a `Feed`. `data[i]` is the same for the same `i`, in every
-    process. The constructor only stores its arguments: files are opened when the first sample or
-    the length is asked for. Worker processes get the dataset pickled, so that what can't be pickled
-    (open files, maps) stays out of the object or is dropped in `__getstate__`.
+    process. The constructor only stores its arguments: the first access to a sample or the length
+    opens files. Worker processes get the dataset pickled, so that objects that can't be pickled
+    (open files, maps) stay out of the object or are dropped in `__getstate__`.
 
-    `data[i]` raises `BadSample` for a sample that can't be used, which keeps its place and which a
-    feed replaces; `DataError` where the data as a whole can't be; and `IndexError` unless
+    `data[i]` raises `BadSample` for a sample that can't be used, which keeps its index and which a
+    feed replaces; `DataError` if the data as a whole can't be used; and `IndexError` unless
     `0 <= i < len(data)`.
     """
 
@@ -38,12 +38,12 @@ class Dataset(Configurable):
         raise NotImplementedError(f"{type(self).__name__} has no __getitem__: its i-th sample.")
 
     def texts(self, i) -> list[str]:
-        """The texts of sample `i`. A dataset that can tell them without its image does so here."""
+        """The texts of sample `i`. Override it if the dataset can read them without the image."""
         return self[i]["texts"]
 
 
 def label_of(sample: dict) -> int | None:
-    """The index of a sample's class, None where it tells none: 3, 3.0, NumPy's 3 and True will do.
+    """The index of a sample's class, None without a label: 3, 3.0, NumPy's 3 and True are accepted.
 
     Raises:
         DataError: the label is something else.

@@ -11,7 +11,7 @@ from flipkit.datasets.dataset import Dataset
 from flipkit.errors import ConfigurationError, nearest
 from flipkit.registry import register
 
-# The DejaVu fonts (a free licence) that matplotlib ships: the test family is never trained on.
+# The DejaVu fonts (a free licence) that matplotlib ships: training never uses the test family.
 FACES = {
     "train": [
         f"DejaVuSans{width}{style}"
@@ -23,7 +23,7 @@ FACES = {
 REFERENCE = "DejaVuSans"  # in which no two characters may look alike
 CATEGORIES = "LNPS"  # letters, numbers, punctuation, symbols
 HEIGHTS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # of the font, as shares of the picture's height
-PLACES = (0.4, 0.6)  # of the room beside the character, how much is left of it, or above
+PLACES = (0.4, 0.6)  # of the space beside the character, the share left of it, or above
 SHARES = np.linspace(0, 1, 256)[:, None]  # of ink, at each level of a drawing's 256
 DARK, LIGHT = (0, 110), (145, 255)  # channels of ink and ground, one each, in any order
 
@@ -40,8 +40,8 @@ class NamedCharacters(Dataset):
     Args:
         split: "train", eight faces of DejaVu Sans and Sans Mono, or "test", two of DejaVu Serif.
         size: pictures; None is 8 of each character and face in "train", one of each in "test".
-        characters: how many, evenly chosen from those that the fonts have, that are no composition of
-            others and that no other looks like; None takes all, about 1,400.
+        characters: how many, evenly chosen from the fonts' characters that are no composition of others
+            and look like no other; None takes all, about 1,400.
         image_size: pixels per side.
     """
 
@@ -153,7 +153,7 @@ def _characters(count):
 
 @functools.lru_cache(32_768)  # of 2 KiB each
 def _stamp(character, face, size):
-    """A Pillow image of the character alone: at each pixel, how much of it is ink."""
+    """A Pillow image of the character alone: the share of ink at each pixel."""
     from PIL import Image, ImageDraw
 
     font = _face(face, size)

@@ -1,4 +1,4 @@
-"""Which files a pattern means: `*`, `?`, `[...]`, `**`, `~`, `{a,b}` and `{00000..00041}`."""
+"""The files of a pattern: `*`, `?`, `[...]`, `**`, `~`, `{a,b}` and `{00000..00041}`."""
 
 import glob
 import os
@@ -8,10 +8,10 @@ from flipkit.errors import DataError
 
 
 def find_shards(path: str | list[str] | None) -> list[str]:
-    """The files that a pattern or a list of them names, without repeats.
+    """The files that match a pattern or a list of them, without repeats.
 
     Raises:
-        DataError: a pattern, or a name that braces stand for, matches nothing.
+        DataError: a pattern, or a name from its braces, matches nothing.
     """
     if not path:
         raise DataError(
@@ -32,12 +32,12 @@ def find_shards(path: str | list[str] | None) -> list[str]:
             raise DataError(_nothing_there(pattern, missing or names))
         found += [name for match in matches for name in match]
     if folders := [name for name in found if os.path.isdir(name)]:
-        raise DataError(f"Expected tar files. Received a folder: say '{folders[0]}/*.tar'")
+        raise DataError(f"Expected tar files. Received a folder: set '{folders[0]}/*.tar'")
     return list(dict.fromkeys(found))
 
 
 def _nothing_there(pattern, missing):
-    """The sentence for a pattern that matches nothing: which names, and what there is instead."""
+    """The sentence for a pattern that matches nothing: the missing names, and the names that exist."""
     name = missing[0]
     if "://" in name:
         return f"Expected files of this machine: mount or copy the shards. Received: {pattern!r}"

@@ -21,21 +21,21 @@ from flipkit.registry import register
 
 @register
 class ImageTextShards(Dataset):
-    """Images with text from uncompressed tar files, read in place: nothing is ever extracted.
+    """Images with text from uncompressed tar files, read in place: nothing is extracted.
 
     A sample is the members of one tar that share a key, a member's name without its extension: an
-    image (`.jpg .jpeg .png .webp .bmp .gif .tif .tiff .avif`), its caption (`.txt`, UTF-8), what else
-    is known of it (`.json`, an object) and its class (`.cls`). Of two members of one kind the first
+    image (`.jpg .jpeg .png .webp .bmp .gif .tif .tiff .avif`), its caption (`.txt`, UTF-8), its
+    metadata (`.json`, an object) and its class (`.cls`). Of two members of one kind the first
     counts. A name with further dots (`a.seg.png`) is, as in WebDataset, a further part of the sample
-    that a shorter key names (`a`), and is not read, unless it has an image and a `.txt` of its own.
-    What belongs to no sample is left out, with a warning that counts it. A sample that lacks its
-    image, or has neither text nor label, keeps its place and raises `BadSample`.
+    with the shorter key (`a`), and is not read, unless it has an image and a `.txt` of its own.
+    Members of no sample are left out, with a warning that counts them. A sample that lacks its
+    image, or has neither text nor label, keeps its index and raises `BadSample`.
 
     Tars behind each other in one file (`cat`) are read one after the other.
 
-    Where each sample lies is read from the tar headers once per shard and kept as a memory-mapped
-    file in `$FLIPKIT_CACHE/index`, by default `~/.cache/flipkit/index`; a shard that changed is
-    indexed anew. Only shards in use are open, at most 64 in a process.
+    The dataset reads the positions of samples from the tar headers once per shard and keeps them as a
+    memory-mapped file in `$FLIPKIT_CACHE/index`, by default `~/.cache/flipkit/index`; it indexes a shard
+    that changed anew. Only shards in use are open, at most 64 in a process.
 
     Args:
         path: one pattern or a list of them, with `*`, `?`, `[...]`, `**`, `~`, `{a,b}` and
@@ -43,9 +43,9 @@ class ImageTextShards(Dataset):
         text_fields: fields of the `.json` (a string or a list of strings) whose texts follow the
             caption, which is the `.txt` or else the field "caption", a text or a list of them.
         label_field: field of the `.json` that holds the class: its index (3, 3.0 or "3"), or one of
-            `classes`. Where it tells none, the `.cls` does.
+            `classes`. Without one, the `.cls` holds it.
         classes: names of the classes, a list or a text file with a name per line, where the field
-            holds names; None leaves it to indices.
+            holds names; None takes the field's values as indices.
 
     A sample holds, besides image (bytes), texts ([] where it has a label alone) and id
     (`"00000.tar:key"`), `"meta"`: what its `.json` holds ({} without one) and, as `"cls"`, its `.cls`;
@@ -107,13 +107,13 @@ class ImageTextShards(Dataset):
 
     @functools.cached_property
     def _ends(self):
-        """For every shard, one more than the number of its last sample."""
+        """For every shard, the index after its last sample."""
         return np.cumsum([count for *_, count in self._shards])
 
     def _find(self, i):
         """The shard of sample `i`, its id, and (offset, size) or None of each kind of member."""
         if not 0 <= i < len(self):
-            raise IndexError(f"Sample {i} of {len(self)} was asked for.")
+            raise IndexError(f"Sample {i} of {len(self)} does not exist.")
         number = int(np.searchsorted(self._ends, i, side="right"))
         path, version, count = self._shards[number]
         shard = opened(path, version)
@@ -143,7 +143,7 @@ class ImageTextShards(Dataset):
         return sample if label is None else {**sample, "label": label}
 
     def _label(self, key, meta):
-        """The index of a sample's class, or None where nothing tells one."""
+        """The index of a sample's class, or None if it has no label."""
         for name in dict.fromkeys((self.label_field, "cls")):
             value = meta.get(name)
             if self._places is None or not isinstance(value, str):
@@ -174,13 +174,13 @@ class ImageTextShards(Dataset):
             names = [line.strip() for line in lines if line.strip()]
         if not names:
             raise ConfigurationError(
-                "These shards tell no names of classes: set classnames=FILE.json, or data.classes"
+                "These shards hold no names of classes: set classnames=FILE.json, or data.classes"
             )
         return {"names": list(names)}
 
 
 def parse(details: bytes | None, label: bytes | None) -> dict:
-    """What a sample's `.json` holds, and what its `.cls` does as `"cls"`, if the former has none."""
+    """The content of a sample's `.json`, with its `.cls` as `"cls"` if the `.json` has none."""
     meta = {} if details is None else json.loads(details)
     if not isinstance(meta, dict):
         raise ValueError(f"expected an object in the .json, received a {type(meta).__name__}")
@@ -203,10 +203,10 @@ def _listed(value):
 
 
 def as_index(value, classes: int | None = None) -> int | None:
-    """The class that a field of a `.json` or a `.cls` tells by its index, or None if it tells none.
+    """The class that a field of a `.json` or a `.cls` holds as an index, or None if it holds none.
 
-    Whole numbers as pandas and WebDataset write them will do: 3, 3.0, "3" and "3.0". Texts can be
-    restricted to what is an index among so many `classes`.
+    Whole numbers as pandas and WebDataset write them are accepted: 3, 3.0, "3" and "3.0". With
+    `classes`, a text has to be an index below that number.
     """
     if isinstance(value, str):
         digits = re.fullmatch(r"([+-]?[0-9]{1,18})(\.0*)?", value.strip())
@@ -218,6 +218,6 @@ def as_index(value, classes: int | None = None) -> int | None:
 
 
 def _measure(path):
-    """Version and number of samples of the shard at `path`, and which members it leaves out."""
+    """Version and number of samples of the shard at `path`, and the members that it leaves out."""
     shard = Shard(path)
     return shard.version, len(shard.index), shard.left_out

@@ -1,4 +1,4 @@
-"""Where the samples of a tar lie: an index with a row for each, made once and kept in the cache folder."""
+"""The positions of a tar's samples: an index with a row for each, made once and cached."""
 
 import functools
 import hashlib
@@ -26,14 +26,14 @@ _ZEROS = tarfile.NUL * tarfile.BLOCKSIZE
 class Shard:
     """One open tar: a file descriptor, and an index with a row for each sample.
 
-    Threads may share it. It is closed when nobody holds it any more, so that no thread reads from
-    a descriptor that another one closed.
+    Threads may share it. It is closed when nothing refers to it, so that no thread reads from a
+    descriptor that another thread closed.
 
     Attributes:
         index: a structured array, a row per sample in order of appearance: `"key"` in UTF-8, and
             `"members"` (int64, 4 x 2), offset and size in bytes of the image, the text, the json and
             the class, 0 and 0 where there is none.
-        left_out: number of members that no sample has, and the name of the first.
+        left_out: number of members that belong to no sample, and the name of the first.
     """
 
     def __init__(self, path, version=None):
@@ -94,9 +94,9 @@ def load_index(shard: Shard):
 def scan(shard: Shard):
     """A shard's rows from its headers: its samples as `Shard.index` has them, and one more.
 
-    The last row tells what is left out: `"key"` is the name of the first such member, the size of
-    its image their number. These are members of no sample (`README`, `._a.jpg`), further ones of a
-    kind, and further parts of a sample (`a.seg.png` beside `a.png`). Those of no kind are no loss
+    The last row counts the members that are left out: `"key"` is the name of the first, the size of its
+    image their number. These are members of no sample (`README`, `._a.jpg`), further ones of a
+    kind, and further parts of a sample (`a.seg.png` beside `a.png`). Members of no kind are not counted
     where they belong to a sample (`a.npy`).
     """
     rows: dict[tuple[int, str], list[tuple[int, int]]] = {}
@@ -169,7 +169,7 @@ def _members(shard) -> Iterator[tuple[int, tarfile.TarInfo]]:
 
 
 def _archive(shard, file, start, archive):
-    """The members of the tar at byte `start`; returns where its end mark is."""
+    """The members of the tar at byte `start`; returns the position of its end mark."""
     member = None
     file.seek(start)
     try:
@@ -201,7 +201,7 @@ def _archive(shard, file, start, archive):
 
 
 def _next_archive(shard, end):
-    """Where the zeros from byte `end` on are followed by something; None if by nothing."""
+    """The position of the first byte other than zero from byte `end` on; None if there is none."""
     place = end
     while chunk := os.pread(shard.file, 1 << 20, place):
         if there := chunk.lstrip(b"\0"):

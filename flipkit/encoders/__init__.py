@@ -11,5 +11,5 @@ from flipkit.encoders.vit import ViT as ViT
 
 
 def get(identifier):
-    """The encoder that a name, object or config means."""
+    """The encoder that a name, object or config describes."""
     return registry.get("encoders", identifier, keras.layers.Layer)

@@ -8,7 +8,7 @@ from flipkit import keras_inside
 
 
 def weights(encoder) -> int:
-    """How many numbers the encoder has, learned or frozen."""
+    """The number of the encoder's weights, learned or frozen."""
     return sum(math.prod(variable.shape) for variable in encoder.weights)
 
 

@@ -15,7 +15,7 @@ from flipkit.registry import register
 class TextTransformer(Transformer):
     """Text transformer: token ids (batch, length) -> features (batch, dim).
 
-    As the paper's (section 3.1, Table 9): not causal, learned positions, padding is attended to.
+    As the paper's (section 3.1, Table 9): not causal, learned positions, attention to padding.
 
     Args:
         vocab: rows of the token table.
@@ -25,8 +25,8 @@ class TextTransformer(Transformer):
         causal: whether a token sees only earlier ones (CLIP) or all (FLIP).
         pool: "first" token (the official FLIP), "last" token, "eos": the token `eos`, "mean" of all
             tokens that are no padding.
-        eos: id that "eos" looks for, its first place; None is each row's largest id, as CLIP does. A
-            masked text keeps it, instead of the last token kept, whatever its masker says.
+        eos: the id whose first place "eos" pools; None is each row's largest id, as CLIP does. A masked
+            text keeps it in place of the last token kept, whatever its masker keeps.
         mask_padding: whether padding is hidden from attention.
         padding: the id of padding.
 
@@ -94,7 +94,7 @@ class TextTransformer(Transformer):
         return ops.squeeze(gather(x, self._end(ids)), axis=1)
 
     def _end(self, ids):
-        """Where "eos" pools: (batch, 1)."""
+        """The place where "eos" pools: (batch, 1)."""
         found = ids if self.eos is None else ops.cast(ops.equal(ids, self.eos), "int32")
         return ops.cast(ops.argmax(found, axis=1), "int32")[:, None]
 
@@ -105,7 +105,7 @@ class TextTransformer(Transformer):
 
 
 def _holding(place, keep):
-    """Ids (batch, kept), ascending, with `place` (batch, 1) in the last one's stead if it is missing."""
+    """Ids (batch, kept), ascending; `place` (batch, 1) replaces the last one if it is missing."""
     there = ops.any(ops.equal(keep, place), axis=1, keepdims=True)
     last = ops.where(there, keep[:, -1:], place)
     return ops.sort(ops.concatenate([keep[:, :-1], last], axis=1), axis=1)

@@ -1,4 +1,4 @@
-"""A stack of transformer blocks and a final norm: what the two towers share."""
+"""A stack of transformer blocks and a final norm: the base of the two towers."""
 
 import keras
 
@@ -10,7 +10,7 @@ from flipkit.layers import (
 )
 from flipkit.random import current_seed, seed_scope
 
-# How weights may be split over a mesh axis named "model": (path pattern, axes of the variable).
+# How to split weights over a mesh axis named "model": (path pattern, axes of the variable).
 TRANSFORMER_LAYOUT = (
     ("attention/query/kernel", (None, "model")),
     ("attention/key/kernel", (None, "model")),
@@ -23,13 +23,13 @@ TABLE = keras.initializers.RandomNormal(stddev=0.02)  # class token, text positi
 
 
 def check_choice(name, value, known):
-    """Refuses a value that is none of those known."""
+    """Raises unless `value` is one of `known`."""
     if value not in known:
         raise ConfigurationError(f"Unknown {name}={value!r}. {nearest(str(value), known)}")
 
 
 class Transformer(keras.layers.Layer):
-    """A stack of blocks and a final norm: what the two towers share."""
+    """A stack of blocks and a final norm: the base of the two towers."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Transformer(keras.layers.Layer):
         self.norm = layer_norm("norm", self.dtype_policy, norm_epsilon)
 
     def _build_blocks(self, normed=(None, None)):
-        """Builds the blocks, and the final norm for what it sees: `normed`, then `dim`."""
+        """Builds the blocks, and the final norm for its input shape: `normed`, then `dim`."""
         for layer in self.blocks:
             if not layer.built:
                 layer.build((None, None, self.dim))

@@ -43,14 +43,14 @@ class ViT(Transformer):
         final_norm: "before_pool", on every token, or "after_pool", on the pooled one.
         dropout, drop_path, activation, norm_epsilon, impl, layer_scale: as in
             `flipkit.TransformerBlock`; drop_path grows from 0 at the first block to its value at the last.
-        remat: whether a block's activations are computed again in the backward pass instead of kept.
+        remat: whether the backward pass computes a block's activations again instead of keeping them.
 
     Call arguments:
         x: float pixels (batch, height, width, channels), or patches (batch, kept, pixels), already
             normalised.
         ids: int32 (batch, kept), which patches to see (of an image) or which ones `x` holds (patches);
             None is all of them.
-        grid: (rows, columns) of the picture's patches where it has another size than `image_size`: each
+        grid: (rows, columns) of the picture's patches if it has another size than `image_size`: each
             then has the position of its place in the picture, resampled from the tower's own, fixed or
             learned (`flipkit.layers.resample_positions`); the class token keeps its own. None is `grid`.
     """
@@ -137,13 +137,13 @@ class ViT(Transformer):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches; that it has one tells that this encoder can skip patches."""
+        """(rows, columns) of patches; an encoder with a grid can skip patches."""
         height, width = self.size
         return height // self.patch_size, width // self.patch_size
 
     @property
     def patches(self) -> int:
-        """How many patches an image has."""
+        """The number of patches of an image."""
         return self.grid[0] * self.grid[1]
 
     def build(self, input_shape=None):
@@ -168,26 +168,26 @@ class ViT(Transformer):
         return self.pooled(self.tokens(x, ids=ids, training=training, grid=grid))
 
     def tokens(self, x, ids=None, training=False, grid=None):
-        """What `call` pools, (batch, tokens, dim): the class token's first, where there is one."""
+        """The tokens that `call` pools, (batch, tokens, dim): the class token first, where there is one."""
         x = self._transform(self._embed(x, ids, grid), training=training)
         return self.norm(x) if self.final_norm == "before_pool" else x
 
     def scores(self, x, ids=None, grid=None):
-        """How much attention each patch is paid, the mean over heads and blocks: float32 (batch, patches).
+        """The attention to each patch, the mean over heads and blocks: float32 (batch, patches).
 
-        By the class token where that is what is pooled (A-CLIP, arXiv 2212.08653), elsewhere by all tokens
-        alike. Each shares out 1, some of it to the class token.
+        From the class token if the tower pools it (A-CLIP, arXiv 2212.08653), else from all tokens alike.
+        The shares of a token sum to 1, some of it to the class token.
         """
         x, paid = self._embed(x, ids, grid), []
         for block in self.blocks:
             seen = block.attention_norm(x)
             asking = seen[:, :1] if self.pool == "class" else seen
             paid.append(ops.mean(block.attention.shares(seen, queries=asking), axis=(1, 2)))
-            x = block(x)  # what it has in common with the shares is compiled once
+            x = block(x)  # XLA compiles once what it shares with the attention
         return ops.mean(ops.stack(paid), axis=0)[:, int(self.class_token) :]
 
     def _embed(self, x, ids, grid):
-        """What the first block gets, (batch, tokens, dim)."""
+        """The input of the first block, (batch, tokens, dim)."""
         if len(x.shape) == 4:
             rows, columns = grid or self.grid
             size = (rows * self.patch_size, columns * self.patch_size)
@@ -196,7 +196,7 @@ class ViT(Transformer):
                     "Expected pictures of {} x {} pixels. Received: {} x {}. ".format(
                         *size, *x.shape[1:3]
                     )
-                    + "Resize them, or say of which grid of patches they are: grid=(rows, columns)."
+                    + "Resize them, or set their grid of patches: grid=(rows, columns)."
                 )
             x = patchify(x, self.patch_size)
             x = x if ids is None else gather(x, ids)

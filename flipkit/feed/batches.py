@@ -7,7 +7,7 @@ from absl import logging
 
 from flipkit.errors import DataError
 
-ENOUGH = 1_000  # samples before the share of bad ones means something
+ENOUGH = 1_000  # samples before the share of bad ones is meaningful
 
 
 def _collate(slots):
@@ -21,7 +21,7 @@ class Batches:
     """The batches of an opened feed: `batches.batch(step)`, or `fit(batches.from_step(0), ...)`.
 
     Attributes:
-        seen: samples handed out so far.
+        seen: samples returned so far.
         rejects: (slot, index in the data, reason) of every bad sample among them.
     """
 
@@ -31,21 +31,21 @@ class Batches:
 
     def batch(self, step: int) -> dict:
         """One step's `image`, uint8 (batch, height, width, 3), and `text`, int32 (batch, length), or
-        `label`, int32 (batch,), or `view`, as `image`: whatever the model reads.
+        `label`, int32 (batch,), or `view`, as `image`: what the model reads.
         """
         start = self.first + step * self.batch_size
         examples = [self.slots[start + i] for i in range(self.batch_size)]
         return self._accounted(*_collate(examples))
 
     def pictures(self, count: int) -> np.ndarray:
-        """The first batch's first, uint8 (count, height, width, 3); they don't count as handed out."""
+        """The first batch's first pictures, uint8 (count, height, width, 3); `seen` does not count them."""
         slots = range(self.first, self.first + min(count, self.batch_size))
         return np.stack([self.slots[slot][0]["image"] for slot in slots])
 
     def from_step(self, step: int = 0):
-        """A generator of `(batch,)` from `step` on, without end: what `fit` takes.
+        """A generator of `(batch,)` from `step` on, without end: the input of `fit`.
 
-        Batches are made ahead, in threads or worker processes, always in the same order.
+        Threads or worker processes make batches ahead, always in the same order.
         """
         feed = self.slots.feed
         start = self.first + step * self.batch_size
@@ -73,7 +73,7 @@ class Batches:
     def check(self, final=False):
         """Raises DataError, with a summary, if too large a share of the samples was bad.
 
-        Before the `final` check, the first `ENOUGH` samples are given time to even out.
+        Before the `final` check, it allows the first `ENOUGH` samples any share.
         """
         limit = self.slots.feed.bad_limit
         if len(self.rejects) > limit * (self.seen if final else max(self.seen, ENOUGH)):

@@ -1,4 +1,4 @@
-"""How samples become batches: a description that `open` makes batches of."""
+"""The settings that turn samples into batches; `open` returns the batches."""
 
 import math
 
@@ -12,19 +12,19 @@ from flipkit.registry import Configurable, register
 
 @register
 class Feed(Configurable):
-    """How samples become batches. It describes; `open` makes the batches.
+    """The settings that turn samples into batches; `open` returns the batches.
 
     Pixels stay uint8: they become numbers on the device. Every random choice about a sample depends
     on (seed, its slot in the stream) alone, so that the batches are the same with any number of
     threads, workers and restarts. The stream goes through the data again and again, each time in
-    another order. A bad sample keeps its slot: another takes its place, and it is recorded.
+    another order. A bad sample keeps its slot: another sample replaces it, and the feed records it.
 
     Args:
         crop: smallest and largest share of the area that a random resized crop keeps, FLIP's
             (0.5, 1.0); None takes the largest centre square.
         ratio: least and largest width/height of the crop.
         flip: whether half of the pictures are mirrored.
-        augment: `flipkit.Augment`, what is done to the crop, or None.
+        augment: `flipkit.Augment`, the change to the crop, or None.
         captions: "random" takes any of a sample's texts each time, "first" always the first; a
             number in [0, 1] is the chance of the first, the others sharing the rest.
         block: samples that are read together. 1 shuffles all samples, right for local discs; more
@@ -85,21 +85,21 @@ class Feed(Configurable):
                 )
 
     def open(self, data, model, batch_size, *, seed=0, first=0, image_size=None) -> "Batches":
-        """The batches of `data` as `model` takes them.
+        """The batches of `data` for `model`.
 
         Args:
             data: a `flipkit.Dataset`, or anything with `len(data)` and `data[i]`.
-            model: `flipkit.models.Trainable`: its preprocessing tells how pictures are resized, and
-                `reads` what comes beside them: "text", ids that its tokenizer makes, "label", the
-                samples' own, "view", another crop of the same picture, or None, nothing.
+            model: `flipkit.models.Trainable`: its preprocessing resizes pictures, and its `reads` sets
+                the second input: "text", ids that its tokenizer makes, "label", the samples' own, "view",
+                another crop of the same picture, or None, nothing.
             batch_size: pairs per batch.
-            seed: int of 64 bits, what the order and every other random choice are functions of.
+            seed: int of 64 bits, of which the order and every other random choice are functions.
             first: slot of the stream that the first batch begins with: pairs used before.
-            image_size: pixels of the pictures, one side or (height, width); None is what the model
-                trains at, as `FLIP(image_size=...)` says, else its image tower's own.
+            image_size: pixels of the pictures, one side or (height, width); None is the size of
+                training, as in `FLIP(image_size=...)`, else the image tower's own.
 
         Raises:
-            ConfigurationError: the model can't read such batches, or `seed` is none.
+            ConfigurationError: the model can't read such batches, or `seed` is no seed.
             DataError: the data can't be read, or has fewer samples than a batch.
         """
         if model.reads is not None and model.reads not in READERS:

@@ -1,4 +1,4 @@
-"""What a batch holds beside its pictures: ids of texts, or labels."""
+"""The second input of a batch, beside its pictures: ids of texts, labels, or other crops."""
 
 import dataclasses
 from typing import Any
@@ -58,8 +58,8 @@ class Labels:
             raise BadSample("no label")
         if not 0 <= label < self.classes:
             raise DataError(
-                f"Expected labels from 0 to {self.classes - 1}: the model tells {self.classes:,} "
-                f"classes apart. Received: label={label} of {sample['id']}"
+                f"Expected labels from 0 to {self.classes - 1}: the model has {self.classes:,} "
+                f"classes. Received: label={label} of {sample['id']}"
             )
         return {"label": np.int32(label)}
 

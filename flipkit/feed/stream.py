@@ -16,7 +16,7 @@ _SHUFFLE_ROUNDS = 4  # as grain's own MapDataset.shuffle
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """The endless stream of samples: `slots[i]` is a function of (seed, i). Travels to workers."""
+    """The endless stream of samples: `slots[i]` is a function of (seed, i). Pickled for workers."""
 
     feed: Any  # `flipkit.Feed`
     data: Any
@@ -27,10 +27,10 @@ class Slots:
     seed: int
 
     def __len__(self):
-        return 1 << 62  # grain asks; the stream has no end
+        return 1 << 62  # grain needs a length; the stream has no end
 
     def index(self, slot: int) -> int:
-        """Which sample is in `slot`: each pass over the data is a permutation of its own."""
+        """The index of the sample in `slot`: each pass over the data is a permutation of its own."""
         epoch, place = divmod(slot, self.count)
         block = self.feed.block
         if block == 1:
@@ -61,7 +61,7 @@ class Slots:
         try:
             image = {"image": self.pixels(sample["image"], random)}
             return image if self.reader is None else {**image, **self.reader(sample, random, self)}
-        except BadSample as problem:  # what reads a picture doesn't know whose it is
+        except BadSample as problem:  # the decoder does not have the sample's id
             raise BadSample(f"{sample['id']}: {problem}") from problem
 
     def pixels(self, image, random):
@@ -80,7 +80,7 @@ class Slots:
 
 
 def _shuffled(place, count, *key):
-    """Where `place` of `count` goes in the permutation that `key` names."""
+    """The image of `place`, of `count`, in the permutation with this `key`."""
     return grain.experimental.index_shuffle(place, count - 1, _permutation(key), _SHUFFLE_ROUNDS)
 
 

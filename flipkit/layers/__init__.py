@@ -1,4 +1,4 @@
-"""The layers both towers are made of: patches, gathering, attention, dropout, transformer blocks."""
+"""The layers of both towers: patches, gathering, attention, dropout, transformer blocks."""
 
 from flipkit.layers.attention import ATTENTION_IMPLEMENTATIONS as ATTENTION_IMPLEMENTATIONS
 from flipkit.layers.attention import Attention as Attention

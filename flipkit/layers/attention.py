@@ -30,9 +30,9 @@ def _some(mask):
 
 
 def _allowed_first(x, mask):
-    """(batch, length, dim), those that `mask` allows first, and how many they are: int32 (batch,).
+    """(batch, length, dim), the allowed ones of `mask` first, and their number: int32 (batch,).
 
-    Keys have no order where attention is not causal, so that any mask is a length.
+    Without a causal mask, keys have no order, so that any mask is a length.
     """
     if mask is None:
         return x, None
@@ -52,14 +52,14 @@ class Attention(keras.layers.Layer):
             `jax.nn.dot_product_attention`, by cuDNN's flash attention where there is one that takes the
             dtype and the heads (`flipkit.attention.has_kernel`), or another backend's
             `keras.ops.dot_product_attention`. "auto" takes "fused" with torch, and on GPUs where cuDNN
-            takes it, and "einsum" elsewhere. A causal attention with a mask, and one where a single
-            query asks, is "einsum" in JAX.
+            takes it, and "einsum" elsewhere. In JAX, a causal attention with a mask, or with a single
+            query, is "einsum".
 
     Call arguments:
         x: (batch, length, dim).
-        mask: bool (batch, length), False for tokens nobody may look at; None is all True, and so is a row
-            that is all False.
-        queries: (batch, asking, dim), who looks at `x` and comes back changed; None is `x` itself.
+        mask: bool (batch, length), False for tokens that no query may see; None is all True, and so is a
+            row that is all False.
+        queries: (batch, asking, dim), the tokens that look at `x` and that come back; None is `x` itself.
     """
 
     def __init__(self, dim, heads, causal=False, impl="auto", **kwargs):
@@ -73,7 +73,7 @@ class Attention(keras.layers.Layer):
                 f"Unknown impl={impl!r}. {nearest(str(impl), ATTENTION_IMPLEMENTATIONS)}"
             )
         self.dim, self.heads, self.causal, self.impl = dim, heads, causal, impl
-        self.supports_masking = True  # or Keras warns that the mask given by hand is lost
+        self.supports_masking = True  # or Keras warns that the mask argument is lost
 
         def dense(name, kernel):
             return keras.layers.Dense(
@@ -109,7 +109,7 @@ class Attention(keras.layers.Layer):
         return dense_2d(self.out, ops.reshape(found, (-1, asking, self.dim)))
 
     def shares(self, x, mask=None, queries=None):
-        """How each token shares out its attention: float32 (batch, heads, asking, length), sums of 1."""
+        """The attention of each token, float32 (batch, heads, asking, length), with sums of 1."""
         query = self._split(self.query, x if queries is None else queries)
         allowed = self._allowed(_some(mask), x.shape[1])
         return kernels.shares(query, self._split(self.key, x), allowed)
@@ -125,7 +125,7 @@ class Attention(keras.layers.Layer):
     def _implementation(self):
         if self.impl != "auto":
             return self.impl
-        if keras.backend.backend() == "torch":  # which tells no devices, as of Keras 3.15
+        if keras.backend.backend() == "torch":  # which lists no devices, as of Keras 3.15
             return "fused"
         on_gpu = keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
         if on_gpu and keras.backend.backend() == "jax":
@@ -133,7 +133,7 @@ class Attention(keras.layers.Layer):
         return "fused" if on_gpu else "einsum"
 
     def _can_fuse(self, mask, asking):
-        """Whether lengths can say what `mask` says, and scores would take more room than queries."""
+        """Whether lengths can express `mask`, and scores would take more memory than queries."""
         return keras.backend.backend() != "jax" or (
             asking > 1 and not (self.causal and mask is not None)
         )

@@ -7,7 +7,7 @@ NOT_ALLOWED = -1e30
 
 
 def shares(query, key, allowed=None):
-    """How each query shares out its attention: float32 (batch, heads, queries, keys), sums of 1.
+    """The attention of each query, float32 (batch, heads, queries, keys), with sums of 1.
 
     Args:
         allowed: bool, broadcast to the result's shape; None is all.
@@ -31,11 +31,11 @@ def explicit(query, key, value, allowed=None):
 def fused(query, key, value, lengths=None, causal=False, kernel=True):
     """The same by `jax.nn.dot_product_attention`, in arguments that cuDNN takes in training too.
 
-    Its kernel refuses odd numbers of tokens and, beside them, masks. So they become even by a token
-    of padding, and what may be looked at is told by lengths.
+    Its kernel rejects odd numbers of tokens and, beside them, masks. So the function pads them to even
+    numbers, and passes lengths in place of masks.
 
     Args:
-        lengths: int32 (batch,), how many of a row's first keys may be looked at, 1 or more; None is
+        lengths: int32 (batch,), how many of a row's first keys are visible, 1 or more; None is
             all.
         causal: whether a query sees only keys up to its own place.
         kernel: whether cuDNN computes it, elsewhere XLA: see `has_kernel`.
@@ -43,28 +43,28 @@ def fused(query, key, value, lengths=None, causal=False, kernel=True):
     import jax
 
     batch, asking, length = query.shape[0], query.shape[1], key.shape[1]
-    told = {}
+    options = {}
     if lengths is not None or asking % 2 or length % 2:
         lengths = ops.full((batch,), length, "int32") if lengths is None else lengths
-        told["query_seq_lengths"] = ops.full((batch,), asking, "int32")
-        told["key_value_seq_lengths"] = ops.cast(lengths, "int32")
+        options["query_seq_lengths"] = ops.full((batch,), asking, "int32")
+        options["key_value_seq_lengths"] = ops.cast(lengths, "int32")
     query, key, value = (
         ops.pad(x, [[0, 0], [0, x.shape[1] % 2], [0, 0], [0, 0]]) if x.shape[1] % 2 else x
         for x in (query, key, value)
     )
     implementation = "cudnn" if kernel else "xla"
     found = jax.nn.dot_product_attention(
-        query, key, value, is_causal=causal, implementation=implementation, **told
+        query, key, value, is_causal=causal, implementation=implementation, **options
     )
     return found[:, :asking] if asking % 2 else found
 
 
 def has_kernel(dtype, head_dim: int) -> bool:
-    """Whether cuDNN's flash attention is there and takes such heads; asked before a program is traced.
+    """Whether cuDNN's flash attention is there and takes such heads; called before a program is traced.
 
     It takes bfloat16 and float16, head_dim in multiples of 8 up to 128, or 256 since Hopper, on Ampere
-    (compute capability 8.0) and later. Whether there is a cuDNN at all, and which, only JAX knows: it
-    is asked for two tokens' shapes, since of what `fused` passes nothing else depends on the sizes.
+    (compute capability 8.0) and later. JAX checks whether there is a cuDNN, and which: the function passes
+    it two tokens' shapes, since of what `fused` passes nothing else depends on the sizes.
     """
     if keras.backend.backend() != "jax" or str(dtype) not in ("bfloat16", "float16"):
         return False

@@ -1,4 +1,4 @@
-"""Patches of pictures: cutting, choosing among them, and the positions that they have."""
+"""Patches of pictures: cutting, selecting, and their positions."""
 
 import numpy as np
 from keras import ops
@@ -26,7 +26,7 @@ def unpatchify(patches, patch_size: int, grid: tuple[int, int]):
 
 
 def gather(x, ids):
-    """(batch, tokens, ...) and ids (batch, kept) -> (batch, kept, ...): each row's own choice."""
+    """(batch, tokens, ...) and ids (batch, kept) -> (batch, kept, ...): each row by its own ids."""
     shape = (-1, ids.shape[1]) + (1,) * (len(x.shape) - 2)
     return ops.take_along_axis(x, ops.reshape(ids, shape), axis=1)
 
@@ -45,7 +45,7 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> np.ndarray:
 
 
 def resampling(size: int, new_size: int) -> np.ndarray:
-    """How `new_size` samples of a line are mixed from its `size` samples: float64 (new_size, size).
+    """The matrix that resamples `size` samples of a line to `new_size`: float64 (new_size, size).
 
     Keys's cubic, stretched where samples become fewer (antialiased), with the weights of every new
     sample summing to 1: what open_clip, big_vision and Pillow call bicubic. At its own size the
@@ -63,7 +63,7 @@ def resample_positions(table, grid: tuple[int, int], new_grid: tuple[int, int]):
     """Positions (rows * columns, dim) of one grid -> (new rows * new columns, dim) of another.
 
     By their place in the picture, as ViT does it (arXiv 2010.11929, section 3.2): a constant matrix
-    times the table, so that a table that is learned gets a gradient.
+    times the table, so that a learned table gets a gradient.
     """
     if tuple(grid) == tuple(new_grid):
         return table

@@ -1,4 +1,4 @@
-"""Transformer blocks and what they are made of: norms, MLPs, layer scales; attention pooling."""
+"""Transformer blocks and their parts: norms, MLPs, layer scales; attention pooling."""
 
 import keras
 from keras import ops
@@ -15,7 +15,7 @@ def _quick_gelu(x):
 
 
 def _gelu_tanh(x):
-    return ops.gelu(x, approximate=True)  # what the official FLIP uses, through flax's default
+    return ops.gelu(x, approximate=True)  # the official FLIP's, through flax's default
 
 
 def _gelu(x):
@@ -73,11 +73,11 @@ class MLP(keras.layers.Layer):
 
 @register
 class LayerScale(keras.layers.Layer):
-    """Each channel times a factor that is learned, (..., dim) -> (..., dim) (CaiT, arXiv 2103.17239).
+    """Each channel times a learned factor, (..., dim) -> (..., dim) (CaiT, arXiv 2103.17239).
 
     Args:
         dim: channels.
-        value: of every factor at first, such as 1e-5.
+        value: initial value of every factor, such as 1e-5.
     """
 
     def __init__(self, dim, value, **kwargs):
@@ -169,7 +169,7 @@ class TransformerBlock(keras.layers.Layer):
         dropout: rate on both branches' outputs.
         drop_path: rate at which a row skips a branch (stochastic depth).
         norm_epsilon: of the LayerNorms: 1e-6 in FLIP, 1e-5 in CLIP.
-        layer_scale: what the factors of a branch's channels begin as (`LayerScale`); None is no factors.
+        layer_scale: initial value of the factors of a branch's channels (`LayerScale`); None is no factors.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class TransformerBlock(keras.layers.Layer):
         self.mlp = MLP(dim, mlp_dim or 4 * dim, activation, dtype=policy, name="mlp")
         self.attention_scales = self._scales("attention")
         self.mlp_scales = self._scales("mlp")
-        # The rates are kept in the layers; a rate of 0 makes no layer and no state.
+        # The layers hold the rates; a rate of 0 makes no layer and no state.
         self.attention_drops = self._drops("attention")
         self.mlp_drops = self._drops("mlp")
 

@@ -1,4 +1,4 @@
-"""Models: what any that runs is, and flipkit's own."""
+"""Models: the base class of all, and flipkit's own."""
 
 from flipkit import registry
 from flipkit.models.classifier import Classifier as Classifier
@@ -9,5 +9,5 @@ from flipkit.models.trainable import Trainable as Trainable
 
 
 def get(identifier) -> Trainable:
-    """The model that a name, an object or a config means."""
+    """The model that a name, an object or a config describes."""
     return registry.get("models", identifier, Trainable)

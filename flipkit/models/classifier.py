@@ -20,11 +20,11 @@ HEAD_NORMS = ("batch", None)
 
 @register
 class Classifier(Trainable):
-    """Pictures to classes: what an image tower has learned, judged by labels.
+    """Pictures to classes, by an image tower and a linear head that train on labels.
 
     A linear probe is `tower="frozen", head_norm="batch"`, as MAE's (arXiv 2111.06377, appendix A) and
-    FLIP's (Table 11); fine-tuning is the rest (Table 12). The tower's features before FLIP's projection go
-    into the head. `flipkit.Run(init=FILE)` begins with the tower of a FLIP.
+    FLIP's (Table 11); fine-tuning is the rest (Table 12). The head takes the tower's features before FLIP's
+    projection. `flipkit.Run(init=FILE)` begins with the tower of a FLIP.
 
     Args:
         image: image encoder: a name, an object (`flipkit.ViT`) or its config.
@@ -38,8 +38,8 @@ class Classifier(Trainable):
             the weight is drawn from Beta(mixup, mixup) (arXiv 1710.09412). 0 is off.
         cutmix: instead, a box of another picture is put in, whose share of the area is drawn from
             Beta(cutmix, cutmix) (arXiv 1905.04899). 0 is off; with both, each takes half of the steps.
-        preprocessing: `flipkit.Preprocessing`; with `Run(init=...)` that of the FLIP has to be told.
-        frozen: patterns of variables that training leaves as they are, as in `flipkit.FLIP`.
+        preprocessing: `flipkit.Preprocessing`; with `Run(init=...)`, set that of the FLIP.
+        frozen: patterns of variables that training does not change, as in `flipkit.FLIP`.
         seed: as in `flipkit.FLIP`.
 
     Call arguments:
@@ -108,7 +108,7 @@ class Classifier(Trainable):
 
     def build_parts(self):
         super().build_parts()
-        self.image.trainable = self.tower == "tuned"  # once more, for what has been made
+        self.image.trainable = self.tower == "tuned"  # again, for layers made since
         for layer in [*([self.norm] if self.head_norm else []), self.head]:
             if not layer.built:
                 layer.build((None, self.image.dim))
@@ -140,9 +140,9 @@ class Classifier(Trainable):
         return x, share * target + (1 - share) * ops.flip(target, axis=0)
 
     def _weight(self, seed, height, width):
-        """How much of each pixel is the picture's own: float32 (1, height, width, 1).
+        """The weight of each pixel of the picture itself: float32 (1, height, width, 1).
 
-        One draw for the whole batch, as MAE's fine-tuning does it.
+        One draw for the whole batch, as in MAE's fine-tuning.
         """
         weights = []
         if self.mixup:
@@ -188,6 +188,6 @@ class Classifier(Trainable):
         return self.rows({"image": pixels}, "logits", batch_size)
 
     def facts(self) -> dict[str, str]:
-        """What to know of this model before it trains, for a table."""
+        """Facts of this model before it trains, for a table."""
         mixing = [f"{name} {getattr(self, name):g}" for name in ("mixup", "cutmix")]
         return {"classes": f"{self.classes:,}", "tower": self.tower, "mixing": ", ".join(mixing)}

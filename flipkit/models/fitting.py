@@ -1,5 +1,5 @@
-"""`fit`, `evaluate` and `predict` that look at what they are fed before a program is made of it."""
-# Methods of Keras's trainers are here once for each backend.
+"""`fit`, `evaluate` and `predict` that check their input before Keras makes a program of it."""
+# Keras's trainers define these methods, once for each backend.
 # pyright: reportAttributeAccessIssue=false
 
 import inspect
@@ -18,7 +18,7 @@ class Fitting(keras.Model):
     """A keras.Model whose input is checked, and whose steps are counted and timed.
 
     Attributes:
-        meter: `flipkit.models.meter.Meter` of the train function that `fit` has made last; None before.
+        meter: `flipkit.models.meter.Meter` of the latest train function of `fit`; None before.
     """
 
     meter: Meter | None = None
@@ -27,7 +27,7 @@ class Fitting(keras.Model):
         """{name: `flipkit.models.inputs.Pixels` or `Ids`} of what a batch may hold.
 
         Args:
-            training: whether it is fed to `fit`.
+            training: whether `fit` gets the batch.
         """
         raise NotImplementedError
 
@@ -41,13 +41,13 @@ class Fitting(keras.Model):
 
     @property
     def _fed(self):
-        """The check of what is on its way, for each use, and the validation data that was checked."""
+        """The check of the current input, for each use, and the checked validation data."""
         if "_fed_now" not in vars(self):
             self._fed_now = types.SimpleNamespace(fit=None, evaluate=None, predict=None, known=None)
         return self._fed_now
 
     def _check(self, use):
-        """A new check of what `use`, such as "fit", is fed. Builds the model first."""
+        """A new check of the input of `use`, such as "fit". Builds the model first."""
         if not self.built:
             self.build()
         expected, needed = self.expected_inputs(use == "fit"), self.needed_inputs(use)
@@ -58,8 +58,8 @@ class Fitting(keras.Model):
     def _checked(self, use, function):
         """A train, test or predict function of Keras's JAX trainer whose input is checked.
 
-        The trainer has taken the variables' values away when it is called: what is refused, by this
-        check or while the program is made, gives them back.
+        The trainer has taken the variables' values away when it calls the function. An error, of this check
+        or while the program is made, gives them back.
         """
 
         def watched(state, iterator):
@@ -79,7 +79,7 @@ class Fitting(keras.Model):
         parts += [self.metrics_variables] if use != "predict" else []
         for variables, values in zip(parts, state, strict=True):
             for variable, value in zip(variables, values, strict=True):
-                if not value.is_deleted():  # a step that has begun owns what it was given
+                if not value.is_deleted():  # a step that has begun owns its inputs
                     variable.assign(value)
 
     def make_train_function(self, force=False):
@@ -108,9 +108,9 @@ class Fitting(keras.Model):
         """As `keras.Model.fit`; logs also `pairs_per_second` and `data_wait`, the share of time spent
         waiting for data (JAX backend). A Keras `CallbackList` is used as it is, without them.
 
-        `x` is a dict of arrays, or gives one dict after another: a generator or another iterator, a
+        `x` is a dict of arrays, or yields one dict after another: a generator or another iterator, a
         `keras.utils.PyDataset`, a `tf.data.Dataset`, a Grain data set or loader, a torch `DataLoader`.
-        What the model can't be fed is refused before a program is made of it.
+        Input that the model can't take raises before Keras makes a program of it.
         """
         bound = inspect.signature(super().fit).bind(x, *args, callbacks=callbacks, **kwargs)
         given = bound.arguments
@@ -143,7 +143,7 @@ class Fitting(keras.Model):
         """As `keras.Model.evaluate`; takes what `fit` takes."""
         bound = inspect.signature(super().evaluate).bind(x, *args, **kwargs)
         given = bound.arguments
-        if x is None or x is not self._fed.known:  # `fit` has looked at it already
+        if x is None or x is not self._fed.known:  # `fit` has checked it already
             self._check("evaluate").arguments(x, given.get("y"), given.get("sample_weight"))
         given["x"] = inputs.opened(x)
         with inputs.until_exhausted(x, given.get("steps")):
@@ -177,7 +177,7 @@ def _refuse_backups(callbacks):
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.BackupAndRestore) and callback.save_freq != "epoch":
             raise ConfigurationError(
-                "BackupAndRestore forgets where in an epoch it was, and goes on with the epoch's first "
+                "BackupAndRestore does not store the place in an epoch, and resumes at the epoch's first "
                 'batch. Expected save_freq="epoch", or the checkpoints of flipkit.Run(...).start('
                 f"workdir=FOLDER). Received: save_freq={callback.save_freq!r}"
             )

@@ -20,7 +20,7 @@ from flipkit.random import checked_seed, seed_scope
 from flipkit.registry import register
 
 HEADS = ("linear", "affine", None)
-# It knows the model and not the other way round; so methods that need it call it by name.
+# It imports the model and not the other way round; so methods that need it call it by name.
 _WEIGHTS = "flipkit.weights"
 
 
@@ -39,10 +39,10 @@ class FLIP(Masked):
         text_masker, text_mask_ratio: the same for the text's tokens.
         image_size: pixels of the pictures in training, one side or (height, width), divisible by the
             patch size: the other way to fewer tokens (RECLIP, arXiv 2304.06028; CLIPA, arXiv 2305.07017).
-            None is the tower's own, which `encode_images` sees in any case. The patches of another size
-            have the tower's positions resampled, as told in `flipkit.ViT`; CLIPA's code numbers the
-            patches of each size from 0 instead, so that the middle is elsewhere when the size changes.
-        dim: width of the embedding both towers are projected to.
+            None is the tower's own, the size that `encode_images` uses in any case. For another size the
+            tower's positions are resampled, as in `flipkit.ViT`; CLIPA's code numbers the patches of
+            each size from 0 instead, so that the middle is elsewhere when the size changes.
+        dim: width of the embedding to which both towers are projected.
         image_head, text_head: from a tower's features to the embedding: "linear", without a bias (FLIP,
             CLIP), "affine", with one (SigLIP's text), or None: the features themselves (SigLIP's image),
             which then have `dim` numbers.
@@ -53,19 +53,19 @@ class FLIP(Masked):
             section 2.5) and the official FLIP, which also keeps it at 1 or above; None clips nowhere.
         init_logit_bias: initial value of the learned bias that the loss "sigmoid" needs, -10 in SigLIP;
             None is no bias.
-        frozen: patterns of variables that training leaves as they are, as in `flipkit.paths`: `["image"]`
+        frozen: patterns of variables that training does not change, as in `flipkit.paths`: `["image"]`
             is the image tower (LiT, arXiv 2111.07991); a `flipkit.Phase` may change them.
         preprocessing: `flipkit.Preprocessing`: how pixels become numbers.
         tokenizer: how strings become ids: a name, an object or None.
-        seed: int in [0, 2^64), what masks, dropout and initial weights are functions of; None takes the
+        seed: int in [0, 2^64), of which masks, dropout and initial weights are functions; None takes the
             seed of the `flipkit.Run`, and 0 outside a run.
 
     Call arguments:
         inputs: a dict with `image` (uint8, batch x height x width x 3) or `patches` (uint8, batch x
             kept x pixels) with `image_ids` (int32, batch x kept), and `text` (int32, batch x length),
-            optionally with `text_ids`. `image_ids` beside `image` selects patches. A model that gets
-            no ids draws its own, in training only. Without `text`, or without an image, the other
-            alone is embedded.
+            optionally with `text_ids`. `image_ids` beside `image` selects patches. Without ids the model
+            draws its own, in training only. Without `text`, or without an image, it embeds the other
+            alone.
 
     Returns:
         A dict of float32 unit vectors: `image` (batch, dim), `text` (batch, dim); in training, where
@@ -142,11 +142,11 @@ class FLIP(Masked):
             )
         return None
 
-    # What is fed --------------------------------------------------------------------------------
+    # Inputs -------------------------------------------------------------------------------------
 
     def expected_inputs(self, training):
-        """Of pictures, patches, texts and what to see of them; at inference pictures of the tower's
-        own size too.
+        """Pictures, patches, texts and ids of what to see; at inference pictures of the tower's own size
+        too.
         """
         own, patch = sides(self.image.image_size), getattr(self.image, "patch_size", None)
         sizes = {sides(self.image_size or own)} | (set() if training else {own})
@@ -154,7 +154,7 @@ class FLIP(Masked):
         found["text_ids"] = Ids(self.text.length, "a place in the text", self.text.length)
         if not self.grid:
             return {"image": Pixels(), **found}
-        remedy = "FLIP(image_size=...) says which size training sees."
+        remedy = "FLIP(image_size=...) sets the size that training sees."
         found["image"] = Pixels(tuple(sorted(sizes)), remedy=remedy)
         found["patches"] = Pixels(pixels=3 * patch**2)
         patches = max(height * width // patch**2 for height, width in sizes)
@@ -260,7 +260,7 @@ class FLIP(Masked):
 
     @property
     def non_trainable_variables(self):
-        """The model's own, and those of its loss: what programs are given and don't learn."""
+        """The model's own, and those of its loss: inputs of programs that training does not change."""
         loss = getattr(self, "pair_loss", None)
         return [*super().non_trainable_variables, *(loss.variables if loss else ())]
 
@@ -283,7 +283,7 @@ class FLIP(Masked):
     def logged(self):
         """`image_to_text_accuracy`, the share of images nearest to their own text among the batch's
         (`text_to_image_accuracy` the other way round), `logit_scale`, the factor of the cosines, and
-        `reconstruction_loss`, what a `flipkit.MAEDecoder` has left to learn.
+        `reconstruction_loss`, the loss of a `flipkit.MAEDecoder`.
         """
         names = ("image_to_text_accuracy", "text_to_image_accuracy", "logit_scale")
         return (*names, "reconstruction_loss") if self.reconstruction is not None else names
@@ -352,8 +352,8 @@ class FLIP(Masked):
 
     @classmethod
     def from_preset(cls, preset, **options) -> "FLIP":
-        """The model in a folder that `save_to_preset` made, or in whatever else
-        `flipkit.load_pretrained` reads; `options` are its own.
+        """The model in a folder that `save_to_preset` made, or in any other format that
+        `flipkit.load_pretrained` reads; `options` are its arguments.
         """
         return importlib.import_module(_WEIGHTS).load_pretrained(preset, **options)
 

@@ -1,6 +1,6 @@
-"""What `fit` and its like are fed, checked on the host before a program is made of it.
+"""Checks, on the host, of the input of `fit` and its like, before Keras makes a program of it.
 
-Forms (names, types, shapes) cost nothing and are looked at in every batch; values where that is cheap:
+Forms (names, types, shapes) cost nothing and are checked in every batch; values where that is cheap:
 all of an array that is given whole, the ids of every batch in host memory, everything in the first
 batches of a stream. No step waits for it.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from flipkit import keras_inside
 from flipkit.errors import DataError, nearest
 
-FEW = 2  # first batches of a stream: values are looked at there even on a device
+FEW = 2  # first batches of a stream, whose values are checked even on a device
 LIBRARIES = {"grain", "keras", "tensorflow", "torch"}  # whose data sets Keras iterates itself
 
 
@@ -30,7 +30,7 @@ class Pixels:
     Args:
         sizes: each (height, width); empty is any.
         pixels: numbers of a patch; None is whole pictures.
-        remedy: what to do about pictures of another size.
+        remedy: advice on pictures of another size.
     """
 
     sizes: tuple[tuple[int, int], ...] = ()
@@ -40,20 +40,20 @@ class Pixels:
     def check_form(self, name, x):
         kind = _kind(name, x)
         if kind not in "biuf":
-            raise DataError(f"Expected {name} as uint8 numbers. Received: {_told(name, x)}")
+            raise DataError(f"Expected {name} as uint8 numbers. Received: {_described(name, x)}")
         shape = tuple(x.shape)
         if self.pixels is not None:
             if len(shape) != 3 or shape[2] != self.pixels:
                 raise DataError(
                     f"Expected {name} of shape (batch, kept, {self.pixels}). "
-                    f"Received: {_told(name, x)}"
+                    f"Received: {_described(name, x)}"
                 )
             return
         if len(shape) != 4 or shape[3] != 3:
             hint = " Move the axis of channels to the end." if shape[1:2] == (3,) else ""
             raise DataError(
                 f"Expected {name} of shape (batch, height, width, 3), red, green and blue.{hint} "
-                f"Received: {_told(name, x)}"
+                f"Received: {_described(name, x)}"
             )
         if self.sizes and shape[1:3] not in self.sizes:
             sizes = " or ".join(f"{height} x {width}" for height, width in self.sizes)
@@ -77,7 +77,7 @@ class Pixels:
             hint = "They look divided by 255 already: (255 * x).round().astype('uint8') undoes it."
         raise DataError(
             f"Expected {name} from 0 to 255: the model normalises pixels itself. Received: "
-            f"{_told(name, x)} from {low:.4g} to {high:.4g}. {hint}"
+            f"{_described(name, x)} from {low:.4g} to {high:.4g}. {hint}"
         )
 
 
@@ -87,7 +87,7 @@ class Ids:
 
     Args:
         below: how many there are.
-        why: where that number comes from.
+        why: the origin of that number.
         length: how many a row has at most; 0 is one number a row, without an axis, None any.
     """
 
@@ -100,20 +100,22 @@ class Ids:
             hint = "model.tokenizer(texts, model.text.length) makes ids of strings. "
             raise DataError(
                 f"Expected {name} as int32 ids. {hint if name == 'text' else ''}"
-                f"Received: {_told(name, x)}"
+                f"Received: {_described(name, x)}"
             )
         if _kind(name, x) not in "iu":
-            raise DataError(f"Expected {name} as int32 ids. Received: {_told(name, x)}")
+            raise DataError(f"Expected {name} as int32 ids. Received: {_described(name, x)}")
         shape = tuple(x.shape)
         if self.length == 0 and len(shape) != 1:
             raise DataError(
-                f"Expected {name} of shape (batch,), a whole number each. Received: {_told(name, x)}"
+                f"Expected {name} of shape (batch,), a whole number each. Received: {_described(name, x)}"
             )
         if self.length != 0 and len(shape) != 2:
-            raise DataError(f"Expected {name} of shape (batch, ids). Received: {_told(name, x)}")
+            raise DataError(
+                f"Expected {name} of shape (batch, ids). Received: {_described(name, x)}"
+            )
         if self.length and x.shape[1] > self.length:
             raise DataError(
-                f"Expected at most {self.length} ids a row in {name}. Received: {_told(name, x)}"
+                f"Expected at most {self.length} ids a row in {name}. Received: {_described(name, x)}"
             )
 
     def check_values(self, name, x):
@@ -127,7 +129,7 @@ class Ids:
 
 
 def _kind(name, x) -> str:
-    """NumPy's letter for the kind of numbers in `x`; refused if it is no array."""
+    """NumPy's letter for the kind of numbers in `x`; raises if it is no array."""
     if not hasattr(x, "dtype") or not hasattr(x, "shape"):
         held = f" of {len(x)}" if isinstance(x, (list, tuple)) else ""
         strings = isinstance(x, str) or (held and len(x) and isinstance(x[0], str))
@@ -147,12 +149,12 @@ def _type_name(x) -> str:
     return getattr(x.dtype, "name", None) or str(x.dtype).rpartition(".")[2]
 
 
-def _told(name, x) -> str:
+def _described(name, x) -> str:
     return f"{name} as {_type_name(x)} {tuple(x.shape)}"
 
 
 def _range(x) -> tuple[float, float]:
-    """Least and largest number; of what several processes share, or of nothing, (0, 2)."""
+    """Least and largest number; (0, 2) for an array of several processes, or an empty one."""
     if not getattr(x, "is_fully_addressable", True) or not math.prod(x.shape):
         return 0.0, 2.0
     if not hasattr(x, "min"):
@@ -161,12 +163,12 @@ def _range(x) -> tuple[float, float]:
 
 
 class Check:
-    """Of what one call of `fit`, `evaluate` or `predict` is fed.
+    """The check of the input of one call of `fit`, `evaluate` or `predict`.
 
     Args:
         expected: {name: `Pixels` or `Ids`}.
         needed: groups of names; a batch has to hold one of each group.
-        targets: whether more than a dict is refused; `predict` leaves it out, as Keras does.
+        targets: whether to reject anything beside a dict; `predict` leaves it out, as Keras does.
     """
 
     def __init__(self, expected, needed, *, targets=True):
@@ -179,7 +181,7 @@ class Check:
         return "{" + ", ".join(f"'{group[0]}': ..." for group in self.needed) + "}"
 
     def arguments(self, x, y=None, sample_weight=None, class_weight=None):
-        """Checks what is there before the first batch; of arrays that is all there is to check."""
+        """Checks the input before the first batch; for arrays that is the whole check."""
         self._refuse(y, sample_weight, class_weight)
         if isinstance(x, dict):
             self._form(x)
@@ -189,7 +191,7 @@ class Check:
             raise DataError(self._no_dict(x))
 
     def batch(self, data):
-        """Checks a batch on its way to the program."""
+        """Checks a batch before the program gets it."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._refuse(y, sample_weight)
         if not isinstance(x, dict):
@@ -257,7 +259,7 @@ def _type(x):
 
 
 def is_stream(x) -> bool:
-    """Whether `x` is a data set, batch after batch, of a library that Keras knows."""
+    """Whether `x` is a data set, batch after batch, of a library that Keras supports."""
     if _is_plain(x):
         return False
     roots = {parent.__module__.partition(".")[0] for parent in type(x).__mro__}
@@ -265,14 +267,14 @@ def is_stream(x) -> bool:
 
 
 def is_iterator(x) -> bool:
-    """Whether `x` can be gone through once."""
+    """Whether `x` can be iterated only once."""
     return hasattr(x, "__next__") and not hasattr(x, "dtype")
 
 
 def opened(x):
     """`x` as Keras takes it: dicts become tuples of one, an iterator a generator.
 
-    Of a torch loader's dict Keras 3.15 takes the keys.
+    Keras 3.15 takes the keys of a torch loader's dict.
     """
     if is_stream(x) and hasattr(x, "collate_fn"):
         x = copy.copy(x)
@@ -283,7 +285,7 @@ def opened(x):
 
 @dataclasses.dataclass
 class _InTuple:
-    """What `collate` makes, in a tuple. A class, since a loader's workers may have to be sent it."""
+    """The result of `collate`, in a tuple. A class, so that a loader can pickle it for its workers."""
 
     collate: Callable[[Any], Any]
 
@@ -296,16 +298,16 @@ def _in_tuple(batch):
 
 
 def is_ordered(x) -> bool:
-    """Whether Keras can't shuffle `x`, and would warn that it can't."""
+    """Whether Keras can't shuffle `x`, and would warn about it."""
     finite = isinstance(x, keras.utils.PyDataset) and x.num_batches is not None
     return (is_stream(x) or is_iterator(x)) and not finite
 
 
 @contextlib.contextmanager
 def until_exhausted(x, steps):
-    """Inside it Keras doesn't warn that a stream ends where it does, if nobody said after how many steps.
+    """Inside it Keras doesn't warn that a stream ends, if the caller gave no number of steps.
 
-    Keras can't tell how long an iterator or a Grain data set is, and takes its end for a lack of data.
+    Keras can't find the length of an iterator or a Grain data set, and takes its end for a lack of data.
     """
     with warnings.catch_warnings():
         if steps is None and is_ordered(x):
@@ -314,7 +316,7 @@ def until_exhausted(x, steps):
 
 
 def check_epochs(x, epochs, steps):
-    """Refuses a second epoch of what can be gone through once."""
+    """Raises if a second epoch needs an input that can be iterated only once."""
     if is_iterator(x) and steps is None and epochs > 1:
         raise DataError(
             "An iterator can be gone through once. Expected steps_per_epoch, so that each epoch takes "

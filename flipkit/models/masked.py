@@ -16,7 +16,7 @@ from flipkit.random import Seed
 
 
 class Masked(Trainable):
-    """What masks and picture sizes ask of a model with an image tower and a text tower.
+    """The masks and picture sizes of a model with an image tower and a text tower.
 
     Attributes:
         masker, text_masker: `flipkit.Masker` or None.
@@ -34,7 +34,7 @@ class Masked(Trainable):
         ratio = checked_ratio("mask_ratio", ratio)
         if self.masker is not None and ratio and not getattr(self.image, "grid", None):
             raise ConfigurationError(
-                f"{type(self.image).__name__} cannot skip patches (it tells no grid), so it can't be "
+                f"{type(self.image).__name__} cannot skip patches (it has no grid), so it can't be "
                 f"masked. Set mask_ratio=0 or masker=None, or take an encoder such as 'vit'. "
                 f"Received: mask_ratio={ratio}"
             )
@@ -74,9 +74,9 @@ class Masked(Trainable):
         return maskers.kept_count(tokens, 0 if masker is None else ratio)
 
     def draw_masks(self, images, steps):
-        """What training would keep of pictures at some steps: bool (batch, steps, patches).
+        """The patches that training would keep of pictures at some steps: bool (batch, steps, patches).
 
-        Nothing is changed by it, such as a masker's own average.
+        It changes no state, such as a masker's own average.
 
         Args:
             images: uint8 (batch, height, width, 3), of the size that training sees.
@@ -116,7 +116,7 @@ class Masked(Trainable):
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """(rows, columns) of the patches of a picture in training; None where the tower tells no grid."""
+        """(rows, columns) of the patches of a picture in training; None if the tower has no grid."""
         if not getattr(self.image, "grid", None) or self.image_size is None:
             return getattr(self.image, "grid", None)
         height, width = sides(self.image_size)
@@ -125,7 +125,7 @@ class Masked(Trainable):
     def _grid_of(self, x, training):
         """The grid of `x`, pictures or patches: that of training, at inference the tower's own.
 
-        Pictures as training has them can be judged too, as `evaluate` does with a feed's batches.
+        `evaluate` uses it with pictures of training's size, from a feed's batches.
         """
         own = getattr(self.image, "grid", None)
         if not own or len(x.shape) != 4:
@@ -137,13 +137,13 @@ class Masked(Trainable):
             return own
         raise ConfigurationError(
             "Expected pictures of {} x {} pixels. Received: {} x {}. ".format(*expected, *seen)
-            + "FLIP(image_size=...) says which size training sees."
+            + "FLIP(image_size=...) sets the size that training sees."
         )
 
     # What the towers see ------------------------------------------------------------------------
 
     def seen_of_images(self, inputs, seed):
-        """What the image tower sees of a batch's pictures.
+        """The part of a batch's pictures that the image tower sees.
 
         Args:
             inputs: the batch: `image`, or `patches` with `image_ids`.
@@ -158,18 +158,18 @@ class Masked(Trainable):
         grid, patches = self._grid_of(x, seed is not None), None
         draws = seed is not None and ids is None and "image" in inputs and self.masks_images
         if len(x.shape) == 4 and (draws or ids is not None):
-            # Raw uint8 patches are gathered, so that what is dropped is never converted or embedded.
+            # Gather raw uint8 patches, so that dropped ones are never converted or embedded.
             patches = patchify(x, self.image.patch_size)
             if draws:
                 ids = chosen(self.masker, patches, self.kept_patches, grid, seed.named("masker"))
             x = gather(patches, ids)
         seen = {} if ids is None else {"ids": ids}
         if grid != getattr(self.image, "grid", None):
-            seen["grid"] = grid  # only then: an encoder of one size need not know the argument
+            seen["grid"] = grid  # only then: an encoder of one size need not have the argument
         return self.preprocessing.normalise(x), seen, patches
 
     def seen_of_texts(self, inputs, seed):
-        """What the text tower sees of a batch's texts: ids, and a dict of its further arguments.
+        """The part of a batch's texts that the text tower sees: ids, and a dict of its further arguments.
 
         Args:
             inputs: the batch: `text`, and `text_ids`, which tokens to see.
@@ -181,10 +181,10 @@ class Masked(Trainable):
             keep = chosen(self.text_masker, x, self.kept_tokens, grid, own)
         return x, {} if keep is None else {"keep": keep}
 
-    # In words -----------------------------------------------------------------------------------
+    # As text ------------------------------------------------------------------------------------
 
     def image_summary(self) -> str:
-        """What training keeps of an image: `32 of 64 patches (mask ratio 0.5)`."""
+        """The part of an image that training keeps: `32 of 64 patches (mask ratio 0.5)`."""
         if not getattr(self.image, "grid", None):
             return "the whole image"
         patches = f"{self.kept_patches} of {math.prod(self.grid or ())} patches"
@@ -198,19 +198,19 @@ class Masked(Trainable):
         return f"Training keeps {self.image_summary()} and {tokens}."
 
     def facts(self) -> dict[str, str]:
-        """What to know of this model before it trains, for a table."""
+        """Facts of this model before it trains, for a table."""
         return {"masking": self.masking_summary()}
 
 
 def checked_ratio(name, ratio) -> float:
-    """A mask ratio as a float; refused if it is no share in [0, 1)."""
+    """A mask ratio as a float; raises if it is no share in [0, 1)."""
     if not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
         raise ConfigurationError(f"Expected a share in [0, 1). Received: {name}={ratio!r}")
     return float(ratio)
 
 
 def chosen(masker, x, keep, grid, seed):
-    """The ids that `masker` keeps; refused while the program is made if they are no ids of `keep`."""
+    """The ids that `masker` keeps; raises while the program is made if they are no ids of `keep`."""
     try:
         ids = masker(x, keep=keep, grid=grid, seed=seed)
     except Exception as problem:
@@ -223,13 +223,13 @@ def chosen(masker, x, keep, grid, seed):
             masker,
             f"Expected {type(masker).__name__} to return int32 ids (batch, {keep}). Received: {dtype} "
             f"{tuple(ids.shape)}",
-            "Mend it: flipkit.testing.check_masker tells what else a masker must do",
+            "Mend it: flipkit.testing.check_masker checks what else a masker must do",
         )
     return ids
 
 
 def checked_size(size, encoder):
-    """A size of pictures as an int or (height, width); refused if the encoder can't see them."""
+    """A size of pictures as an int or (height, width); raises if the encoder can't take them."""
     size = as_size(size)
     if sides(size) == sides(encoder.image_size):
         return size

@@ -1,4 +1,4 @@
-"""What the steps of a train function were fed, and how long they waited for it."""
+"""Counts of the input of a train function's steps, and of the time that they waited for it."""
 
 import time
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from flipkit import keras_inside
 
 
 class Meter:
-    """Counts, over the life of a train function, what its steps were fed and how long they waited.
+    """Counts, over the life of a train function, the rows of its steps and the time that they waited.
 
     Attributes:
         pairs: rows fed so far.
         waited: seconds spent waiting for the next batch.
         programs: how many were compiled: one, if all batches had the same shapes.
         fresh: whether the program has yet to be compiled.
-        compiled: what is called when it was, and has run once; nothing of the time counts.
+        compiled: a callback after the first run of a compiled program; its time does not count.
     """
 
     def __init__(self):
@@ -24,7 +24,7 @@ class Meter:
         self.compiled: Callable[[], None] = lambda: None
 
     def measured(self, train_function, together=1):
-        """`train_function` with its input watched; `together` is the model's `steps_per_execution`."""
+        """`train_function` with its input counted; `together` is the model's `steps_per_execution`."""
 
         def function(state, iterator):
             return train_function(state, _Metered(iterator, self, together))

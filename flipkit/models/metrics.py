@@ -1,4 +1,4 @@
-"""What training logs beside the loss: accuracies on the batch, the gradient's norm."""
+"""Metrics of training beside the loss: accuracies on the batch, the gradient's norm."""
 
 import keras
 from keras import ops
@@ -7,7 +7,7 @@ from flipkit.losses import similarity
 
 
 class FiniteMean(keras.metrics.Mean):
-    """The mean of what is finite; NaN where nothing is."""
+    """The mean of the finite values; NaN without any."""
 
     def update_state(self, values, sample_weight=None):
         finite = ops.isfinite(values)
@@ -39,12 +39,12 @@ def of_gradients(optimizer) -> dict[str, keras.metrics.Metric]:
 
 
 class Means:
-    """Means over an epoch's batches: those that a model measures, and the gradient's norm.
+    """Means over an epoch's batches: of the model's measures and of the gradient's norm.
 
     A plain object: Keras allows a built model no new metrics, and compiling comes after building.
 
     Args:
-        names: of what the model measures.
+        names: of the model's measures.
         optimizer: the model's.
 
     Attributes:
@@ -56,7 +56,7 @@ class Means:
         self.metrics = {name: keras.metrics.Mean(name=name) for name in names} | self._gradients
 
     def update(self, measured, gradient_norm=None) -> set[str]:
-        """Takes in a batch, and returns the names of the metrics that it has changed.
+        """Adds a batch, and returns the names of the metrics that it has changed.
 
         Args:
             measured: {name: values}.
@@ -89,20 +89,20 @@ def pair_accuracies(image, text, scale) -> dict:
 def class_accuracy(logits, target) -> dict:
     """`accuracy` of each picture, 1.0 or 0.0.
 
-    Where targets are mixed, the class with the largest share of one is the right one. A picture whose
-    logits are not all finite is wrong.
+    Where targets are mixed, the class with the largest share is right. A picture whose logits are not
+    all finite is wrong.
 
     Args:
         logits, target: (batch, classes).
     """
-    said, right = ops.argmax(logits, axis=1), ops.argmax(target, axis=1)
-    return {"accuracy": sound(said == right, logits, axis=1)}
+    guess, right = ops.argmax(logits, axis=1), ops.argmax(target, axis=1)
+    return {"accuracy": sound(guess == right, logits, axis=1)}
 
 
 def sound(right, logits, axis):
     """1 where it is `right` and all logits along `axis` are finite, else 0: float32.
 
-    The largest of what is not a number is the first or none, as the backend has it.
+    Backends differ in the index of the largest number among NaNs.
     """
     finite = ops.all(ops.isfinite(logits), axis=axis)
     return ops.cast(ops.logical_and(right, finite), "float32")

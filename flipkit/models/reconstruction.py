@@ -1,4 +1,4 @@
-"""MAE's decoder: dropped patches predicted from what a tower made of the kept ones."""
+"""MAE's decoder: predicts dropped patches from a tower's tokens of the kept ones."""
 
 import keras
 from keras import ops
@@ -20,16 +20,15 @@ from flipkit.registry import register
 class MAEDecoder(keras.layers.Layer):
     """Predicts the pixels of dropped patches (MAE, arXiv 2111.06377; FLIP, Table 1f).
 
-    The kept tokens are put back into their places, a learned mask token into those of the dropped
-    patches; positions are added, a few blocks follow, and each dropped patch's token is mapped to its
+    The decoder puts the kept tokens back into their places and a learned mask token into those of the
+    dropped patches. It adds positions, applies a few blocks, and maps each dropped patch's token to its
     pixels.
 
     Args:
-        dim, depth, heads: width, blocks and attention heads: "small" in FLIP, which tells no numbers;
+        dim, depth, heads: width, blocks and attention heads: "small" in FLIP, which has no numbers;
             the defaults are half of MAE's width and half of its depth.
-        weight: what its loss is multiplied with before it is added to the contrastive one; FLIP adds
-            it as it is.
-        normalise: whether each patch's pixels are predicted less their mean and over their standard
+        weight: factor of its loss before it is added to the contrastive one; FLIP adds it as it is.
+        normalise: whether the target of each patch is its pixels less their mean and over their standard
             deviation, as in MAE and FLIP.
     """
 
@@ -75,10 +74,10 @@ class MAEDecoder(keras.layers.Layer):
         """Tokens (batch, [class token +] kept, width) -> pixels (batch, dropped, pixels).
 
         Args:
-            tokens: what the tower made of the kept patches, the class token first where it has one.
+            tokens: the tower's tokens of the kept patches, the class token first where it has one.
             ids: int32 (batch, kept), the patches kept.
             training: passed on to the blocks.
-            grid: (rows, columns) of all patches where a picture has another size, as in `flipkit.ViT`.
+            grid: (rows, columns) of all patches if a picture has another size, as in `flipkit.ViT`.
         """
         position = resample_positions(self.position, self.grid, grid or self.grid)
         kept, patches = ids.shape[1], len(position)
@@ -88,7 +87,7 @@ class MAEDecoder(keras.layers.Layer):
         masks = ops.broadcast_to(
             ops.cast(self.mask_token, x.dtype), (ops.shape(x)[0], patches - kept, self.dim)
         )
-        # Kept tokens, then mask tokens: the order in which the ids are sorted puts them in place.
+        # Kept tokens, then mask tokens: sorting by their ids puts them in place.
         order = ops.argsort(ops.concatenate([ids, dropped], axis=1), axis=1)
         places = gather(ops.concatenate([x[:, first:], masks], axis=1), order)
         places = places + ops.cast(position, x.dtype)[None]
@@ -98,17 +97,17 @@ class MAEDecoder(keras.layers.Layer):
         return self.pixels(self.norm(gather(x[:, first:], dropped)))
 
     def error(self, tokens, patches, normalise, ids, grid=None):
-        """The loss of each image, float32 (batch,), in training; None where nothing was dropped.
+        """The loss of each image, float32 (batch,), in training; None if nothing was dropped.
 
         Args:
             tokens, ids, grid: as in `call`.
             patches: uint8 (batch, patches, pixels), all of the image.
-            normalise: what the tower's pixels went through.
+            normalise: the function that normalised the tower's pixels.
         """
         if patches is None:
             raise ConfigurationError(
-                "What the host has dropped can't be reconstructed: give images with image_ids instead "
-                "of patches, or set reconstruction=None."
+                "Patches that the host has dropped can't be reconstructed: give images with image_ids "
+                "instead of patches, or set reconstruction=None."
             )
         if ids.shape[1] == patches.shape[1]:
             return None
@@ -120,7 +119,7 @@ class MAEDecoder(keras.layers.Layer):
         """Mean squared error of each image: float32 (batch,).
 
         Args:
-            predicted: (batch, dropped, pixels), what `call` returned.
+            predicted: (batch, dropped, pixels), as `call` returns it.
             pixels: the same of the image, as the tower would have seen it.
         """
         pixels = ops.cast(pixels, "float32")
@@ -144,7 +143,7 @@ def dropped_ids(ids, patches: int):
 
 
 def get(identifier) -> MAEDecoder | None:
-    """The decoder that an object or a config means; None stays None."""
+    """The decoder that an object or a config describes; None stays None."""
     if identifier is not None and registry.is_serialized(identifier):
         identifier = registry.deserialize(identifier)
     if identifier is None or isinstance(identifier, MAEDecoder):

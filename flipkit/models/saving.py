@@ -10,7 +10,7 @@ from flipkit import registry
 from flipkit.checks import sides
 from flipkit.errors import ConfigurationError
 
-MODES = ("int8", "int4", "float8")  # of `quantize`: a file tells them by name
+MODES = ("int8", "int4", "float8")  # of `quantize`: a file names them
 
 
 class Saving(keras.Model):
@@ -18,7 +18,7 @@ class Saving(keras.Model):
 
     Attributes:
         image: its image encoder.
-        quantized: the Keras config that `quantize` went by; None before.
+        quantized: the Keras config of `quantize`; None before.
     """
 
     image: Any
@@ -28,8 +28,8 @@ class Saving(keras.Model):
         """As `keras.Model.export`; builds the model first.
 
         Args:
-            input_signature: a list of one dict of `keras.InputSpec`; its names are what the exported
-                model asks for. None is what `predict` takes, with any number of rows.
+            input_signature: a list of one dict of `keras.InputSpec`; its names are the inputs of the
+                exported model. None is the input of `predict`, with any number of rows.
         """
         if not self.built:
             self.build()
@@ -38,11 +38,11 @@ class Saving(keras.Model):
         return super().export(filepath, format, *args, input_signature=input_signature, **kwargs)
 
     def signature(self) -> dict[str, keras.InputSpec]:
-        """{name: shape and type} of what an exported model asks for."""
+        """{name: shape and type} of the inputs of an exported model."""
         return {"image": keras.InputSpec("uint8", (None, *sides(self.image.image_size), 3))}
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
-        """As `keras.Model.quantize`, for use, not for training. A file that is saved then is loaded so."""
+        """As `keras.Model.quantize`, for use, not for training. A file saved after it loads quantized."""
         with warnings.catch_warnings():  # norms and dropout have nothing to quantize
             warnings.filterwarnings("ignore", ".*does not have a `quantize` method", UserWarning)
             super().quantize(mode, config=config, filters=filters, **kwargs)
@@ -50,12 +50,12 @@ class Saving(keras.Model):
         self._whole = filters is None
 
     def _quantized_config(self):
-        """What a config says of it: nothing, for numbers as they were trained."""
+        """The quantization in the model's config: {} without one."""
         if self.quantized is None:
             return {}
         if not self._whole or self.quantized.mode not in MODES:
             raise ConfigurationError(
-                "What was quantized in part, or with data, can't be written down. Expected "
+                "A model quantized in part, or with data, can't be written down. Expected "
                 f"quantize(mode) with one of {MODES}. Received: mode={self.quantized.mode!r}"
                 f"{'' if self._whole else ' and filters'}"
             )

@@ -1,5 +1,5 @@
-"""The base of any model that runs: a keras.Model with a step, a seed, frozen paths, a gradient norm."""
-# Methods of Keras's trainers are here once for each backend.
+"""The base of every model: a keras.Model with a step, a seed, frozen paths and a gradient norm."""
+# Keras's trainers define these methods, once for each backend.
 # pyright: reportAttributeAccessIssue=false, reportRedeclaration=false
 
 import contextlib
@@ -32,16 +32,16 @@ class Trainable(Fitting, Saving):
     makes one.
 
     Attributes:
-        reads: what a batch holds beside `image`: "text" (then the model has a text encoder `text` and a
-            `tokenizer`), "label" (then `classes`, how many), "view", another crop of the same picture, or
-            None.
+        reads: the second input of a batch, beside `image`: "text" (then the model has a text encoder `text`
+            and a `tokenizer`), "label" (then `classes`, how many), "view", another crop of the same
+            picture, or None.
         towers: {name of an encoder: names of the inputs that pass through it}, for planning.
-        logged: names of the means that `measure` finds.
-        default_loss: the loss that a run takes if it is given none; None for a loss of the model's own.
-        seed: int in [0, 2^64), what is random is a function of; None takes the seed of the `flipkit.Run`,
-            and 0 outside a run.
+        logged: names of the means that `measure` returns.
+        default_loss: the loss of a run that names none; None for a loss of the model's own.
+        seed: int in [0, 2^64), of which random numbers are a function; None takes the seed of the
+            `flipkit.Run`, and 0 outside a run.
         step: int32 variable, counted up by each training step; made by `build`.
-        meter: `flipkit.models.meter.Meter` of the train function that `fit` has made last; None before.
+        meter: `flipkit.models.meter.Meter` of the latest train function of `fit`; None before.
     """
 
     reads: str | None = None
@@ -56,7 +56,7 @@ class Trainable(Fitting, Saving):
     # Building -----------------------------------------------------------------------------------
 
     def build(self, input_shape=None):
-        """Creates every variable, once; needs no data, since encoders know the shape of their input."""
+        """Creates every variable, once; needs no data, since encoders have fixed input shapes."""
         if self.built:
             return
         with initial_values(self, self.seed or 0):
@@ -66,18 +66,20 @@ class Trainable(Fitting, Saving):
             self.build_parts()
         for tower in self.encoders().values():
             if not tower.trainable:
-                tower.trainable = False  # Keras asks only what was made since; this tells all of it
+                tower.trainable = (
+                    False  # Keras checks only layers made since; this sets all of them
+                )
         self._freeze(self._frozen)
 
     def build_parts(self):
-        """Creates the variables of the parts; a subclass that has more than encoders adds its own."""
+        """Creates the variables of the parts; a subclass with more than encoders extends it."""
         for role in self.towers:
             self.build_part(role, self._shape_of(role))
 
     def build_part(self, role: str, *shapes):
         """Builds the layer in the attribute `role`, if there is one that is not built.
 
-        Its variables are called `role/...`, whatever the layer's own name is.
+        Its variables are named `role/...`, whatever the layer's own name is.
         """
         part = getattr(self, role)
         if part is not None and not part.built:
@@ -93,7 +95,7 @@ class Trainable(Fitting, Saving):
     def encoders(self) -> dict[str, Any]:
         """The encoders by name, as `towers` has them.
 
-        No property: Keras saves what it finds in one under that name.
+        No property: Keras would save a property's value under its name.
         """
         return {role: getattr(self, role) for role in self.towers}
 
@@ -101,9 +103,9 @@ class Trainable(Fitting, Saving):
 
     @property
     def frozen(self) -> list[str]:
-        """Patterns of variables that training leaves as they are: no gradient, no moments.
+        """Patterns of variables that training does not change: no gradient, no moments.
 
-        Where setting it changes what is trained, the model has to be compiled again.
+        If setting it changes what is trained, compile the model again.
         """
         return list(self._frozen)
 
@@ -127,7 +129,7 @@ class Trainable(Fitting, Saving):
             self.compiled, self.train_function = False, None  # made for other variables
 
     def learning_summary(self) -> str:
-        """One line: how many numbers training changes, of how many, and what it leaves as it is."""
+        """One line: how many numbers training changes, of how many, and the frozen patterns."""
         learned, known = (
             sum(math.prod(v.shape) for v in variables if v is not self.step)
             for variables in (self.trainable_weights, self.weights)
@@ -136,7 +138,7 @@ class Trainable(Fitting, Saving):
         return f"Training changes {learned:,} of {known:,} numbers.{kept}"
 
     def facts(self) -> dict[str, str]:
-        """What to know of this model before it trains: rows of the table that a run begins with."""
+        """Facts of this model before it trains: rows of the table that a run begins with."""
         return {}
 
     def summary(self, *args, print_fn=None, **kwargs):
@@ -177,11 +179,11 @@ class Trainable(Fitting, Saving):
         return [*super().metrics, *mine]
 
     def step_seed(self, training: bool) -> Seed | None:
-        """What is random in this step is drawn from, in training; else None."""
+        """The seed of this step's random numbers, in training; else None."""
         return Seed(self.seed or 0, self.step) if training else None
 
     def measure(self, y_pred) -> dict[str, Any]:
-        """`{name in logged: values of the batch}`; one that is left out is not logged.
+        """`{name in logged: values of the batch}`; a name that is left out is not logged.
 
         Args:
             y_pred: what `call` returned, with the `readings`.
@@ -194,7 +196,7 @@ class Trainable(Fitting, Saving):
         return {n: v for n, v in results.items() if n in updated or n not in self.means.metrics}
 
     def readings(self) -> dict:
-        """What `measure` wants to know of the weights, by its name in `y_pred`."""
+        """The values of weights that `measure` needs, by their names in `y_pred`."""
         return {}
 
     if keras.backend.backend() == "jax":
@@ -203,7 +205,7 @@ class Trainable(Fitting, Saving):
             loss, (unscaled, y_pred, *updates) = super().compute_loss_and_updates(
                 trainable, non_trainable, *args, **kwargs
             )
-            # The metrics are updated where weights have no values any more: hand over what they need.
+            # Weights have no values any more where Keras updates the metrics: pass what they need.
             weights = zip(self.trainable_variables, trainable, strict=True)
             with keras.StatelessScope(state_mapping=list(weights)):
                 y_pred = {**y_pred, **self.readings()}
@@ -211,7 +213,7 @@ class Trainable(Fitting, Saving):
 
         def train_step(self, state, data):
             if self.meter is not None:
-                self.meter.programs += 1  # what is jitted runs only to be compiled
+                self.meter.programs += 1  # a jitted function runs only to be compiled
             trainable, non_trainable, optimizer, metrics = state
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             loss_and_gradient = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
@@ -238,7 +240,7 @@ class Trainable(Fitting, Saving):
             return logs, (trainable, non_trainable, optimizer, metrics)
 
         def _gradient_norm(self, gradient, optimizer):
-            """Of the gradient of the loss itself, whatever the optimizer has scaled it by."""
+            """The norm of the loss's own gradient, without the optimizer's scale."""
             known = zip(self.optimizer.variables, optimizer, strict=True)
             with keras.StatelessScope(state_mapping=list(known)):
                 return global_norm(gradient, self.optimizer.scale_loss(1.0))
@@ -250,13 +252,13 @@ class Trainable(Fitting, Saving):
             self.step.assign_add(1)
             return logs
 
-    # What is fed ---------------------------------------------------------------------------------
+    # Inputs --------------------------------------------------------------------------------------
 
     def expected_inputs(self, training) -> dict:
         """{name: `flipkit.models.inputs.Pixels` or `Ids`} of what a batch may hold.
 
         Args:
-            training: whether it is fed to `fit`.
+            training: whether `fit` gets the batch.
         """
         size = sides(self.image.image_size)
         # Without a grid an encoder may see other sizes too.
@@ -267,11 +269,11 @@ class Trainable(Fitting, Saving):
         if self.reads == "view":
             found["view"] = pictures
         if self.reads == "label":
-            told = f"the model tells {self.classes:,} classes apart"
-            found["label"] = inputs.Ids(self.classes, told, 0)
+            reason = f"the model has {self.classes:,} classes"
+            found["label"] = inputs.Ids(self.classes, reason, 0)
         if self.reads == "text":
-            told = f"the text tower's vocab is {self.text.vocab:,}"
-            found["text"] = inputs.Ids(self.text.vocab, told, self.text.length)
+            reason = f"the text tower's vocab is {self.text.vocab:,}"
+            found["text"] = inputs.Ids(self.text.vocab, reason, self.text.length)
         return found
 
     def needed_inputs(self, use) -> tuple[tuple[str, ...], ...]:

@@ -1,4 +1,4 @@
-"""Optimizers that know their variables by path."""
+"""Optimizers that select their variables by path."""
 
 import keras
 
@@ -16,7 +16,7 @@ from flipkit.optimizers.rates import layer_decay as layer_decay
 
 
 def get(identifier) -> keras.optimizers.Optimizer:
-    """The optimizer that a name (flipkit's first, then Keras's), object or config means."""
+    """The optimizer that a name (flipkit's first, then Keras's), object or config describes."""
     if isinstance(identifier, str) and ":" not in identifier:
         known = plugins.names("optimizers")
         if identifier not in known:

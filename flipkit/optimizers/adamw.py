@@ -26,8 +26,8 @@ class AdamW(keras.optimizers.Optimizer):
         kwargs: as in `keras.optimizers.Optimizer`: `global_clipnorm`, `use_ema`, `ema_momentum`, ...
 
     Attributes:
-        frozen: paths of variables that are there but not trained: a pattern may match one of these alone.
-            `flipkit.FLIP.compile` tells them.
+        frozen: paths of variables that exist but are not trained: a pattern may match only one of these.
+            `flipkit.FLIP.compile` sets them.
     """
 
     frozen: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class AdamW(keras.optimizers.Optimizer):
         rate = ops.cast(learning_rate, variable.dtype) * self._factors[i]
         gradient = ops.cast(gradient, variable.dtype)
         if keras.backend.backend() == "tensorflow":
-            # Of a gather it comes in slices, some rows more than once: squares need their sums.
+            # A gather's gradient comes in slices, some rows more than once: squares need their sums.
             gradient = ops.add(gradient, ops.zeros_like(variable))
         step = ops.cast(self.iterations + 1, variable.dtype)
         m, v = self._momentums[i], self._velocities[i]

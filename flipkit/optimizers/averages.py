@@ -1,4 +1,4 @@
-"""Averages of weights (EMA) that an optimizer keeps: the one place that knows how Keras handles them.
+"""Averages of weights (EMA) that an optimizer keeps: the one module that handles them as Keras does.
 
 Keras keeps them beside the weights (`use_ema=True`) and puts them in the weights' place at the end of each
 `fit`. A run trains on from the weights themselves; evaluations and finished models take the averages.
@@ -10,7 +10,7 @@ from keras import ops
 
 from flipkit import keras_inside
 
-SUFFIX = "_average"  # of the variable that keeps one
+SUFFIX = "_average"  # of the variable of an average
 
 
 @contextlib.contextmanager
@@ -29,21 +29,21 @@ def averaged_weights(model):
 
 
 def take_averages(model):
-    """Makes the averages that the optimizer keeps, if it does, the model's weights."""
+    """Makes the optimizer's averages, if it keeps them, the model's weights."""
     averages = keras_inside.averages_of(model.optimizer)
     for variable, average in zip(model.trainable_variables, averages, strict=False):
-        variable.assign(ops.copy(average))  # the JAX trainer gives a weight's array away
+        variable.assign(ops.copy(average))  # the JAX trainer donates a weight's array
 
 
 def keep_weights(optimizer):
-    """Has Keras leave the weights as they are at the end of `fit`: `optimizer` is one run's own."""
+    """Prevents Keras from changing the weights at the end of `fit`: `optimizer` is one run's own."""
     optimizer.finalize_variable_values = lambda variables: None
 
 
 def own_arrays(model):
-    """Gives each weight an array of its own, after Keras has put the averages' arrays into them.
+    """Copies the array of each weight, after Keras has put the averages' arrays into them.
 
-    As of Keras 3.15: the next step would give each array away twice.
+    As of Keras 3.15: the next step would donate each array twice.
     """
     if getattr(model.optimizer, "use_ema", False):
         for variable in model.trainable_variables:
@@ -55,9 +55,9 @@ def begin_averages(optimizer, variables, known):
     averages = keras_inside.averages_of(optimizer)
     for variable, average in zip(variables, averages, strict=False):
         if average.path not in known:
-            average.assign(ops.copy(variable))  # programs are given both, to keep
+            average.assign(ops.copy(variable))  # programs get both, to keep
 
 
 def saved_name(variable) -> str:
-    """What a checkpoint calls the average of a model's variable: `optimizer.flip_image_..._average`."""
+    """A checkpoint's name of the average of a model's variable: `optimizer.flip_image_..._average`."""
     return f"optimizer.{variable.path.replace('/', '_')}{SUFFIX}"

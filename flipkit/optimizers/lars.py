@@ -65,6 +65,6 @@ class LARS(keras.optimizers.Optimizer):
 
 
 def check_rate(rate):
-    """Refuses a number that is no learning rate; a schedule knows its own."""
+    """Raises unless `rate` is a learning rate; a schedule checks its own."""
     if rate is None or isinstance(rate, (int, float, str)):
         checks.number(least=0, learning_rate=rate)

@@ -1,9 +1,9 @@
-"""Who offers which component: what flipkit ships, what is installed beside it, and what is broken.
+"""Components by name: flipkit's own, those of installed plugins, and the problems of broken plugins.
 
-`python -m flipkit.plugins` lists it all, and with `--check` puts what is installed through the
-checks of `flipkit.testing`. Plugins are the modules that entry points of the group `flipkit` name;
-they are loaded when a component is first asked for. A broken one becomes a `Problem`, logged once
-and listed, and everything else goes on. The environment may choose:
+`flipkit plugins` lists them, and with `--check` runs the checks of `flipkit.testing` on installed ones.
+Plugins are the modules that entry points of the group `flipkit` name; they are loaded when a component
+is first looked up. A broken one becomes a `Problem`, logged once and listed, and the others are
+loaded. Environment variables:
 
     FLIPKIT_PLUGINS=a,b           load only these distributions or entry points; empty: none
     FLIPKIT_DISABLE_PLUGINS=a,b   load all but these
@@ -42,15 +42,15 @@ def _loaded() -> Distributions:
 
 
 def component(kind: str, name: str) -> Any:
-    """The class, factory or recipe function that `name` means among the `kind`.
+    """The class, factory or recipe function with the name `name` among the `kind`.
 
     Args:
         kind: one of `KINDS`, such as `"maskers"`.
         name: a short name, or `"distribution:name"` where two plugins offer one name.
 
     Raises:
-        UnknownName: nothing has that name; tells the nearest, and the broken plugins it may be of.
-        ConfigurationError: several have it; tells their full names.
+        UnknownName: nothing has that name; names the nearest, and broken plugins that may offer it.
+        ConfigurationError: several have it; the message lists their full names.
         PluginError: its plugin can't import it.
     """
     manager = _loaded()
@@ -58,7 +58,7 @@ def component(kind: str, name: str) -> Any:
 
 
 def make(kind: str, name: str) -> object:
-    """An object of what `name` means among the `kind`, made without arguments.
+    """An object of the component `name` among the `kind`, made without arguments.
 
     Raises:
         PluginError: its plugin can't import or make it. Otherwise as `component`.
@@ -68,7 +68,7 @@ def make(kind: str, name: str) -> object:
 
 
 def built_in(kind: str, name: str) -> Any:
-    """What `name` means among flipkit's own of the `kind`: no plugin is loaded.
+    """The built-in component `name` of the `kind`: no plugin is loaded.
 
     Raises:
         UnknownName: flipkit has none of that name.
@@ -82,7 +82,7 @@ def built_in(kind: str, name: str) -> Any:
 def offered_by_name(kind: str) -> list[Component]:
     """The components of a kind that plugins offer, as in `listing`.
 
-    Only the plugins are loaded whose file names the hook: for what must not wait for all of them.
+    It loads only the plugins whose file names the hook: for callers that must not wait for all.
     """
     hook = f"flipkit_{kind}"
     with _lock:
@@ -105,22 +105,22 @@ def listing(*kinds: str) -> list[Component]:
 
 
 def import_components() -> None:
-    """Imports every component: from a file or a config Keras makes only classes that were registered."""
+    """Imports every component: Keras makes only registered classes from a file or a config."""
     listing(*(kind for kind in KINDS if kind not in ("commands", "formats", "recipes")))
 
 
 def problems() -> list[Problem]:
-    """What is wrong with the plugins."""
+    """The problems of the plugins."""
     return _loaded().problems()
 
 
 def deprecated() -> list[Problem]:
-    """What plugins do that a later flipkit won't have; until then it works."""
+    """The uses of hooks that a later flipkit won't have; until then they work."""
     return [*_loaded().deprecated]
 
 
 def error_in_use(kind: str, component: object, reason: str, fix: str) -> FlipkitError:
-    """The error for a component that is in use and does what it mustn't; to be raised.
+    """The error, for the caller to raise, for a component that breaks its contract in use.
 
     It is a PluginError, and one of the `problems`, if a plugin offers the component's class.
     """
@@ -133,7 +133,7 @@ def error_in_use(kind: str, component: object, reason: str, fix: str) -> Flipkit
 
 
 def note_owner(kind: str, component: object, error: BaseException) -> None:
-    """Add to an `error` that a component in use raised whose it is, if a plugin offers its class.
+    """Adds the plugin's name to an `error` that a component in use raised, if a plugin offers its class.
 
     It becomes one of the `problems` too; its type and its traceback stay, which the author needs.
     """
@@ -155,7 +155,7 @@ def note_problem(kind: str, name: str, error: BaseException) -> Problem:
 
 
 def disabled() -> dict[Source, str]:
-    """The plugins left out, and the environment variable that asks for it."""
+    """The plugins left out, and the environment variable that excludes each."""
     return dict(_loaded().disabled)
 
 
@@ -166,11 +166,11 @@ def distributions() -> dict[str, str]:
 
 
 def register(plugin: object, name: str | None = None) -> None:
-    """Add hooks that aren't installed: those of a module or an object. For notebooks and tests.
+    """Adds hooks that aren't installed: those of a module or an object. For notebooks and tests.
 
     Args:
-        plugin: what carries the hooks.
-        name: takes the place of the distribution's; an earlier plugin of this name makes way.
+        plugin: the object with the hooks.
+        name: replaces the distribution's name, and an earlier plugin of this name.
 
     Raises:
         PluginError: it is broken; nothing of it stays.
@@ -184,10 +184,10 @@ def register(plugin: object, name: str | None = None) -> None:
         if faults := [problem for problem in manager.faults if problem.source == source]:
             manager.remove(source)
             raise PluginError("\n".join(map(str, faults))) from faults[0].error
-        manager.tell()
+        manager.report()
 
 
 def reset() -> None:
-    """Forget all plugins, registered ones too; the next use loads anew."""
+    """Removes all plugins, registered ones too; the next use loads them anew."""
     global _manager
     _manager = None

@@ -1,4 +1,4 @@
-"""What flipkit ships, offered through its own hooks; strings, so that asking imports nothing."""
+"""flipkit's own components, offered through its own hooks; strings, so that a look-up imports nothing."""
 
 import pathlib
 
@@ -71,7 +71,7 @@ def flipkit_losses():
 
 @hookimpl
 def flipkit_recipes():
-    """Runs worth naming: files in the wheel, in a checkout the folder beside the package."""
+    """Named runs: files in the wheel, in a checkout the folder beside the package."""
     package = pathlib.Path(__file__).parents[1]
     inside, beside = package / "recipes", package.parent / "recipes"
     files = (inside if inside.is_dir() else beside).glob("*.py")
@@ -86,7 +86,7 @@ def flipkit_models():
 
 @hookimpl
 def flipkit_evaluators():
-    """What a model is worth."""
+    """Measures of a model."""
     return {
         "accuracy": "flipkit.evaluation:Accuracy",
         "caption_choice": "flipkit.evaluation:CaptionChoice",
@@ -98,7 +98,7 @@ def flipkit_evaluators():
 
 @hookimpl
 def flipkit_formats():
-    """Formats of weights, in the order in which they are asked whether a path is theirs."""
+    """Formats of weights, in the order in which `detect` tries them."""
     return {
         "keras": "flipkit.weights.keras_file",
         "workdir": "flipkit.weights.workdir",

@@ -1,29 +1,29 @@
-"""The hooks through which a package adds to flipkit, and the marker its functions carry.
+"""The hooks through which a package adds components to flipkit, and the marker of their functions.
 
 A plugin is a module that an entry point of the group `flipkit` names:
 
     [project.entry-points.flipkit]
     block_masker = "flipkit_block_masker"
 
-and a hook is a marked function in it, which returns names and what they stand for:
+and a hook is a marked function in it, which returns {name: component}:
 
     @flipkit.hookimpl
     def flipkit_maskers():
         return {"block": BlockMasker}
 
-What a name stands for is a class or a factory that can be called without arguments, or a string
-`"module:attribute"`, imported only when somebody asks for that name. Hooks are called once, when
-any name is first looked up. Neither they nor the import of their module may start a JAX backend
+A component is a class or a factory that can be called without arguments, or a string
+`"module:attribute"`, imported only when that name is looked up. flipkit calls hooks once, at the
+first look-up of any name. Neither they nor the import of their module may start a JAX backend
 (make an array, a random key, a built layer): flipkit places devices later.
 
-A plugin may say the oldest and the newest hook API it works with: `flipkit_api = (1, 1)`.
+A plugin may declare the oldest and the newest hook API it works with: `flipkit_api = (1, 1)`.
 
-A hook, or an argument of one, that is to go says so for two minor versions before it does:
+A hook, or an argument of one, is declared deprecated for two minor versions before it is removed:
 
     @hookspec(warn_on_impl=Deprecated("flipkit 0.4 calls it no more", "Implement flipkit_towers"))
-    @hookspec(warn_on_impl_args={"grid": Deprecated("flipkit 0.4 gives no grid", "Leave it out")})
+    @hookspec(warn_on_impl_args={"grid": Deprecated("flipkit 0.4 passes no grid", "Leave it out")})
 
-The plugins that implement the one, or ask for the other, work on, and their authors are told.
+Plugins that implement such a hook, or take such an argument, still work, with a warning to their authors.
 """
 
 # A specification has no body.
@@ -33,13 +33,13 @@ from typing import Any
 
 import pluggy
 
-# Goes up when a plugin written for the old number would break. Hooks only ever gain arguments,
-# which pluggy passes to those who ask for them, so that it seldom does.
+# The number rises when a plugin written for the old one would break. Hooks only gain arguments, which
+# pluggy passes to functions that name them, so that it seldom rises.
 FLIPKIT_API = 1
 
 
 class Deprecated(DeprecationWarning):
-    """What a specification has to say of a plugin: what changes, and what its author should do."""
+    """The warning of a deprecated specification: the change, and what the plugin's author should do."""
 
     def __init__(self, reason, fix):
         super().__init__(f"{reason}. Fix: {fix}.")
@@ -52,7 +52,7 @@ hookimpl = pluggy.HookimplMarker("flipkit")
 
 @hookspec
 def flipkit_maskers() -> dict[str, Any]:
-    """Offer maskers: which patches or words a tower sees. Asked when a masker is named.
+    """Offer maskers: which patches or words a tower sees. Called when a masker is named.
 
     An entry makes a `flipkit.Masker`. After this, `FLIP(..., masker="block")` works:
 
@@ -62,7 +62,7 @@ def flipkit_maskers() -> dict[str, Any]:
 
 @hookspec
 def flipkit_encoders() -> dict[str, Any]:
-    """Offer image and text towers. Asked when an encoder is named.
+    """Offer image and text towers. Called when an encoder is named.
 
     An entry makes a `keras.layers.Layer` that fulfils the encoder's contract, at its default size
     when called without arguments. One class may serve several names:
@@ -73,7 +73,7 @@ def flipkit_encoders() -> dict[str, Any]:
 
 @hookspec
 def flipkit_datasets() -> dict[str, Any]:
-    """Offer sources of samples. Asked when a dataset is named: `data=captioned_shapes`.
+    """Offer sources of samples. Called when a dataset is named: `data=captioned_shapes`.
 
     An entry makes a `flipkit.Dataset`: `len(data)` and `data[i] -> {"image", "texts", "id", ...}`.
 
@@ -83,7 +83,7 @@ def flipkit_datasets() -> dict[str, Any]:
 
 @hookspec
 def flipkit_schedules() -> dict[str, Any]:
-    """Offer learning rates over samples. Asked when a schedule is named.
+    """Offer learning rates over samples. Called when a schedule is named.
 
     An entry makes a `flipkit.Schedule`.
 
@@ -93,7 +93,7 @@ def flipkit_schedules() -> dict[str, Any]:
 
 @hookspec
 def flipkit_tokenizers() -> dict[str, Any]:
-    """Offer tokenizers, text to ids and back. Asked when a tokenizer is named.
+    """Offer tokenizers, text to ids and back. Called when a tokenizer is named.
 
     An entry makes a `flipkit.Tokenizer`.
 
@@ -103,7 +103,7 @@ def flipkit_tokenizers() -> dict[str, Any]:
 
 @hookspec
 def flipkit_optimizers() -> dict[str, Any]:
-    """Offer optimisers. Asked when an optimiser is named.
+    """Offer optimisers. Called when an optimiser is named.
 
     An entry makes a `keras.optimizers.Optimizer` whose `get_config` is complete.
 
@@ -113,7 +113,7 @@ def flipkit_optimizers() -> dict[str, Any]:
 
 @hookspec
 def flipkit_recipes() -> dict[str, Any]:
-    """Offer recipes: descriptions of a run. Asked when `python -m flipkit.run` is given a name.
+    """Offer recipes: descriptions of a run. Called when `flipkit run` gets a name.
 
     An entry leads to a function that returns a `flipkit.Run`: the function itself,
     `"module:function"`, or a `"module"` or a path to a `.py` file, whose function is then `recipe`.
@@ -124,7 +124,7 @@ def flipkit_recipes() -> dict[str, Any]:
 
 @hookspec
 def flipkit_losses() -> dict[str, Any]:
-    """Offer contrastive losses. Asked when a loss is named.
+    """Offer contrastive losses. Called when a loss is named.
 
     An entry makes an object that fulfils the contract of `flipkit.ContrastiveLoss`.
 
@@ -134,7 +134,7 @@ def flipkit_losses() -> dict[str, Any]:
 
 @hookspec
 def flipkit_models() -> dict[str, Any]:
-    """Offer models that run. Asked when a model is named, and before a file is read that may hold one.
+    """Offer models. Called when a model is named, and before a file is read that may hold one.
 
     An entry makes a `flipkit.models.Trainable`.
 
@@ -144,11 +144,11 @@ def flipkit_models() -> dict[str, Any]:
 
 @hookspec
 def flipkit_evaluators() -> dict[str, Any]:
-    """Offer evaluators. Asked when one is named: `flipkit evaluate MODEL spread data=...`.
+    """Offer evaluators. Called when one is named: `flipkit evaluate MODEL spread data=...`.
 
-    An entry makes an object that maps a model to `{metric: number}` when called. It takes `data` and what
-    else can be set as arguments, and keeps them as `flipkit.registry.Configurable` does. A method
-    `check(model)`, if it has one, raises before training what calling it would certainly raise.
+    An entry makes an object that maps a model to `{metric: number}` when called. Its constructor takes
+    `data` and its other settings, and keeps them as `flipkit.registry.Configurable` does. A method
+    `check(model)`, if there is one, raises before training what calling the object would raise.
 
         return {"spread": Spread}
     """
@@ -156,11 +156,11 @@ def flipkit_evaluators() -> dict[str, Any]:
 
 @hookspec
 def flipkit_formats() -> dict[str, Any]:
-    """Offer formats of weights. Asked when a model is read or written.
+    """Offer formats of weights. Called when a model is read or written.
 
     An entry is `"module"`, or leads to an object, that has `recognises(path) -> bool`, `read(path)`, which
     returns a built model, and, if the format can be written, `write(model, path)`, where nothing is at
-    `path` yet. Built-in formats are asked first which of them recognises a path.
+    `path` yet. flipkit tries its built-in formats on a path first.
 
         return {"npz": "my_package.npz"}
     """
@@ -168,11 +168,11 @@ def flipkit_formats() -> dict[str, Any]:
 
 @hookspec
 def flipkit_commands() -> dict[str, Any]:
-    """Offer commands: `flipkit embed ...`. Asked when flipkit does not have the command itself.
+    """Offer commands: `flipkit embed ...`. Called for a command that flipkit does not have itself.
 
     An entry is a function that takes the words after the command's name, a list, and returns the exit
-    code or None. The first line of its docstring is what `flipkit --help` prints. A
-    `flipkit.FlipkitError` is printed without a traceback, and the exit code is 2. `flipkit --help` imports
+    code or None. `flipkit --help` prints the first line of its docstring. A `flipkit.FlipkitError`
+    is printed without a traceback, and the exit code is 2. `flipkit --help` imports
     only the plugins whose file names this hook.
 
         return {"embed": "my_package.command:embed"}

@@ -34,15 +34,15 @@ from flipkit.plugins.offers import (
 )
 from flipkit.plugins.surroundings import jax_started, may_name, names_in
 
-ARGUMENTS: dict[str, Any] = {}  # what the hooks' arguments are, by name: so far none has any
+ARGUMENTS: dict[str, Any] = {}  # the hooks' arguments by name: so far none has any
 _FAILED = object()
 
 
 class Distributions(pluggy.PluginManager):
     """pluggy's manager, with a loading loop of its own.
 
-    pluggy's loop stops at the first broken entry point without telling whose it is, and skips the
-    second of two with one name in silence, and misspelt hooks too.
+    pluggy's loop stops at the first broken entry point without naming it. It silently skips the
+    second of two with one name, and misspelt hooks.
     """
 
     def __init__(self):
@@ -52,9 +52,9 @@ class Distributions(pluggy.PluginManager):
         self.disabled: dict[Source, str] = {}  # and by which variable
         self.offers: list[Offer] = []
         self.faults: list[Problem] = []
-        self.deprecated: dict[Problem, Any] = {}  # and the function it is about
+        self.deprecated: dict[Problem, Any] = {}  # and the function that causes it
         self._told: set[Problem] = set()
-        self._unsound: set[str] = set()  # hooks that pluggy shall not see
+        self._unsound: set[str] = set()  # hooks that pluggy must not see
 
     # Loading
 
@@ -62,7 +62,7 @@ class Distributions(pluggy.PluginManager):
         """Load the built-ins, then every entry point that the environment allows.
 
         Args:
-            only_naming: a hook; plugins whose file does not name it are left out, and problems untold.
+            only_naming: a hook; skips plugins whose file does not name it, and logs no problems.
         """
         self.add(importlib.import_module("flipkit.plugins.builtins"), BUILT_IN)
         only, without = names_in("FLIPKIT_PLUGINS"), names_in("FLIPKIT_DISABLE_PLUGINS")
@@ -93,16 +93,16 @@ class Distributions(pluggy.PluginManager):
             fix = f"pip install {name}, or correct it. {nearest(name, known)[:-1]}"
             self.fault(absent, "all", "FLIPKIT_PLUGINS names it and nothing here does", fix)
         if only_naming is None:
-            self.tell()
+            self.report()
 
     def add(self, plugin, source):
-        """Register the sound hooks of `plugin` and collect what they offer."""
+        """Register the sound hooks of `plugin` and collect their components."""
         if not self._speaks_our_api(plugin, source):
             return
         self._inspect(plugin, source)
         try:
             with warnings.catch_warnings():
-                # pluggy does not tell whose it is: _deprecate does.
+                # pluggy's warning names no plugin: that of _deprecate does.
                 warnings.simplefilter("ignore", hookspecs.Deprecated)
                 self.register(plugin, name=key_of(source))
         except (ValueError, pluggy.PluginValidationError) as error:
@@ -118,7 +118,7 @@ class Distributions(pluggy.PluginManager):
                     self._collect(hook, implementation.function, source)
 
     def remove(self, source):
-        """Forget the plugin that came from `source`."""
+        """Remove the plugin that came from `source`."""
         self.unregister(name=key_of(source))
         self.sources = [s for s in self.sources if s != source]
         self.offers = [offer for offer in self.offers if offer.source != source]
@@ -126,7 +126,7 @@ class Distributions(pluggy.PluginManager):
         self.deprecated = {p: f for p, f in self.deprecated.items() if p.source != source}
 
     def attempt(self, function, source, hook, doing):
-        """`function()`, or `_FAILED` and a Problem. That it starts a JAX backend is one too."""
+        """`function()`, or `_FAILED` and a Problem, also if it starts a JAX backend."""
         started = jax_started()
         try:
             result = function()
@@ -157,7 +157,7 @@ class Distributions(pluggy.PluginManager):
         return False
 
     def _inspect(self, plugin, source):
-        """Find the hooks of `plugin` that can't be called or never would be."""
+        """Find the hooks of `plugin` that can't be called or that flipkit would never call."""
         self._unsound = set()
         marked = {name: self.parse_hookimpl_opts(plugin, name) for name in dir(plugin)}
         for name, marks in marked.items():
@@ -186,30 +186,30 @@ class Distributions(pluggy.PluginManager):
             self.fault(source, "all", "it implements no hook", f"Implement one: {', '.join(HOOKS)}")
 
     def parse_hookimpl_opts(self, plugin, name):
-        """As in pluggy, but blind to the unsound, which are Problems by now."""
+        """As in pluggy, but without unsound hooks, which are Problems by now."""
         return None if name in self._unsound else super().parse_hookimpl_opts(plugin, name)
 
     def _specification(self, hook) -> Any:
         return getattr(self.hook, hook).spec
 
     def _arguments(self, hook, function):
-        """Those that a hook asks for, of those that its specification has; it need ask for none."""
-        asked = inspect.signature(function).parameters
-        return {n: ARGUMENTS[n] for n in self._specification(hook).argnames if n in asked}
+        """The arguments of the specification that a hook takes; it need not take any."""
+        taken = inspect.signature(function).parameters
+        return {n: ARGUMENTS[n] for n in self._specification(hook).argnames if n in taken}
 
     def _deprecate(self, hook, implementation, source):
-        """Remember what the specification of `hook` has to say to those who implement it."""
+        """Store the deprecation of the specification of `hook` for a plugin that implements it."""
         if source is BUILT_IN:
-            return  # it offers what it ships through a hook as long as there is that hook
+            return  # flipkit implements a hook as long as the hook exists
         spec = self._specification(hook)
-        asked = (*implementation.argnames, *implementation.kwargnames)
-        of_arguments = map((spec.warn_on_impl_args or {}).get, asked)
+        taken = (*implementation.argnames, *implementation.kwargnames)
+        of_arguments = map((spec.warn_on_impl_args or {}).get, taken)
         for warning in filter(None, [spec.warn_on_impl, *of_arguments]):
             problem = Problem(source, hook, warning.reason, warning.fix, missing=False)
             self.deprecated[problem] = implementation.function
 
     def _collect(self, hook, function, source):
-        """Keep what a hook answers, as far as it can be used."""
+        """Store the entries of a hook's result that are valid."""
         call = functools.partial(function, **self._arguments(hook, function))
         offered = self.attempt(call, source, hook, "calling it")
         fault = functools.partial(self.fault, source, hook)
@@ -238,7 +238,7 @@ class Distributions(pluggy.PluginManager):
     # Problems
 
     def fault(self, source, hook, reason, fix, **more) -> Problem:
-        """Remember a problem, once."""
+        """Store a problem, once."""
         problem = Problem(source, hook, reason, fix, **more)
         if problem not in self.faults:
             self.faults.append(problem)
@@ -248,10 +248,10 @@ class Distributions(pluggy.PluginManager):
         """The faults found, and the names that several offer."""
         return self.faults + [self._clash(offer) for offer in self.offers if self.rivals(offer)]
 
-    def tell(self):
-        """Log the problems that weren't told yet; under FLIPKIT_STRICT_PLUGINS raise them.
+    def report(self):
+        """Log the new problems; under FLIPKIT_STRICT_PLUGINS raise them.
 
-        What is deprecated becomes a warning of Python's, which a plugin's own tests show.
+        A deprecation becomes a Python warning, which a plugin's own tests show.
         """
         for problem in [p for p in self.deprecated if p not in self._told]:
             self._told.add(problem)
@@ -266,7 +266,7 @@ class Distributions(pluggy.PluginManager):
             logging.warning("%s", problem)
 
     def rivals(self, offer):
-        """The offers that keep this one from its short name."""
+        """The offers that make this one's short name ambiguous."""
         if offer.source is BUILT_IN:
             return []
         same = [o for o in self.offers if (o.kind, o.name) == (offer.kind, offer.name)]
@@ -283,7 +283,7 @@ class Distributions(pluggy.PluginManager):
         return Problem(offer.source, offer.hook, reason, fix, missing=False)
 
     def _absent(self, hook):
-        """The plugins that may have had more to offer, for the end of a message."""
+        """The left-out or broken plugins that may offer the name, for the end of a message."""
         lines = [str(p) for p in self.faults if p.missing and p.hook not in {*HOOKS} - {hook}]
         lines += [f"Plugin {source} is left out by {by}." for source, by in self.disabled.items()]
         return "\nIt may belong to a plugin that isn't there:\n" + "\n".join(lines) if lines else ""
@@ -291,12 +291,12 @@ class Distributions(pluggy.PluginManager):
     # Looking up
 
     def names(self, kind):
-        """What a user can write."""
+        """The names that a user can write."""
         offers = [offer for offer in self.offers if offer.kind == kind]
         return sorted(offer.full_name if self.rivals(offer) else offer.name for offer in offers)
 
     def find(self, kind, name):
-        """The offer that `name` means."""
+        """The offer with the name `name`."""
         if kind not in KINDS:
             raise UnknownName(f"Unknown kind of component: {kind!r}. {nearest(kind, KINDS)}")
         distribution, _, short = name.rpartition(":")
@@ -319,17 +319,17 @@ class Distributions(pluggy.PluginManager):
         )
 
     def resolve(self, offer):
-        """What `offer` stands for; if a plugin can't import it, the error tells whose it is."""
+        """The component of `offer`; if a plugin can't import it, the error names the plugin."""
         return self.attribute(offer, offer.load, f"importing {offer.target!r} for {offer.name!r}")
 
     def make(self, offer):
-        """An object of what `offer` stands for, made without arguments; errors likewise."""
+        """An object of the component of `offer`, made without arguments; errors likewise."""
         return self.attribute(
             offer, self.resolve(offer), f"making {offer.name!r} without arguments"
         )
 
     def attribute(self, offer, function, doing):
-        """`function()`; what a plugin's raises becomes an error that tells whose it is."""
+        """`function()`; an error of a plugin's component becomes one that names the plugin."""
         try:
             return function()
         except Exception as error:
@@ -341,7 +341,7 @@ class Distributions(pluggy.PluginManager):
             raise PluginError(str(problem)) from error
 
     def offer_of(self, kind, owner):
-        """The offer of a plugin that stands for the class `owner`, or one of the same package."""
+        """The plugin's offer of the class `owner`, or one of the same package."""
         mine = [o for o in self.offers if o.kind == kind and o.source is not BUILT_IN]
         exact = [o for o in mine if o.target == f"{owner.__module__}:{owner.__qualname__}"]
         package = owner.__module__.partition(".")[0]
@@ -357,14 +357,14 @@ class Distributions(pluggy.PluginManager):
         try:
             doc = unwrapped(self.resolve(offer)).__doc__ or ""
             summary = doc.strip().partition("\n")[0]
-        except Exception as error:  # a listing lists what is broken
+        except Exception as error:  # a listing lists broken components too
             status = f"broken: {described(error.__cause__ or error)}"
-        told = {"target": offer.target, "summary": summary, "status": status}
-        return Component(offer.kind, offer.name, **dataclasses.asdict(offer.source), **told)
+        fields = {"target": offer.target, "summary": summary, "status": status}
+        return Component(offer.kind, offer.name, **dataclasses.asdict(offer.source), **fields)
 
 
 def mend(source: Source) -> str:
-    """What mends a plugin that raises."""
+    """How to mend a plugin that raises."""
     if source is BUILT_IN:
         return "Reinstall flipkit; if that doesn't help, it is a bug to report"
     own = source.distribution

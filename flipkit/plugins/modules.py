@@ -28,7 +28,7 @@ def from_file(path):
 
 
 def _rename(name, folder):
-    """Gives a module that was imported by its stem from `folder` the name that `from_file` gives."""
+    """Renames a module that was imported by its stem from `folder`, as `from_file` names it."""
     module = sys.modules[name]
     file = pathlib.Path(getattr(module, "__file__", None) or "/")
     if "." not in name and file == folder / f"{name}.py":

@@ -1,4 +1,4 @@
-"""What plugins offer, where it comes from, and what is wrong with it."""
+"""Offers of plugins, their sources and their problems."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ KINDS = tuple(hook.removeprefix("flipkit_") for hook in HOOKS)  # "maskers", "en
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a plugin comes from."""
+    """The origin of a plugin."""
 
     distribution: str
     version: str
@@ -31,12 +31,12 @@ class Source:
 
 
 BUILT_IN = Source("flipkit", __version__, "built in")
-BY_HAND = "plugins.register"  # the entry point of what no entry point names
+BY_HAND = "plugins.register"  # in place of an entry point, for a plugin registered by hand
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is wrong with a plugin, and what mends it."""
+    """A problem of a plugin, and its fix."""
 
     source: Source
     hook: str  # "all" if none was reached
@@ -66,7 +66,7 @@ class Component:
 
 @dataclasses.dataclass(frozen=True)
 class Offer:
-    """A name from a hook's answer, and what it stands for."""
+    """A name in a hook's result, and its component."""
 
     kind: str
     name: str
@@ -89,7 +89,7 @@ class Offer:
         return f"{made.__module__}:{made.__qualname__}"
 
     def load(self):
-        """What the name stands for, imported if need be."""
+        """The component, imported if need be."""
         if not isinstance(self.value, (str, os.PathLike)):
             return self.value
         module, _, attribute = self.target.partition(":")
@@ -101,26 +101,26 @@ class Offer:
 
 
 def key_of(source: Source) -> str:
-    """The name pluggy knows a plugin by; entry point names alone may be taken twice."""
+    """The name in pluggy of a plugin; entry point names alone may be taken twice."""
     return f"{source} ({source.entry_point})"
 
 
 def normal_name(name: str) -> str:
-    """`name` as distributions are compared (PEP 503): `Flipkit_Foo` is `flipkit-foo`."""
+    """`name` in the form in which distributions are compared (PEP 503): `Flipkit_Foo` is `flipkit-foo`."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def unwrapped(made):
-    """What a partial is a partial of; anything else is itself."""
+    """The function inside a partial; any other object itself."""
     return made.func if isinstance(made, functools.partial) else made
 
 
-# What a string must look like that stands for a component, where it need not be "module:attribute".
+# The form of a string that refers to a component, where it need not be "module:attribute".
 _TARGETS = {"recipes": r"[\w.]+(:[\w.]+)?|.+\.py", "formats": r"[\w.]+(:[\w.]+)?"}
 
 
 def is_target(kind: str, value: object) -> bool:
-    """Whether an entry of a hook's answer can stand for a component of the `kind`."""
+    """Whether an entry of a hook's result can be a component of the `kind`."""
     if isinstance(value, (str, os.PathLike)):
         pattern = _TARGETS.get(kind, r"[\w.]+:[\w.]+")
         return re.fullmatch(pattern, str(value)) is not None

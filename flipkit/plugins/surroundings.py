@@ -1,4 +1,4 @@
-"""What a process and its environment tell about plugins, before one is imported."""
+"""Facts about plugins from the process and its environment, before one is imported."""
 
 import importlib
 import importlib.metadata
@@ -14,9 +14,9 @@ from flipkit.plugins.offers import (
 
 
 def may_name(point, hook: str) -> bool:
-    """Whether an entry point's module can offer something through `hook`, told from its text.
+    """Whether an entry point's module may offer something through `hook`, from its source text.
 
-    True where that does not tell: it can't be read, or takes names of other modules by `import *`.
+    True if the text can't be read, or takes names of other modules by `import *`.
     """
     top, *rest = point.module.split(".")
     try:
@@ -32,7 +32,7 @@ def may_name(point, hook: str) -> bool:
 
 
 def names_in(variable: str) -> set[str] | None:
-    """The names in an environment variable, divided by commas; None where it is not set."""
+    """The names in an environment variable, divided by commas; None if it is not set."""
     value = os.environ.get(variable)
     return None if value is None else {normal_name(n) for n in value.split(",") if n.strip()}
 
@@ -40,8 +40,8 @@ def names_in(variable: str) -> set[str] | None:
 def jax_started() -> bool:
     """Whether a JAX backend runs in this process. Never imports JAX.
 
-    JAX 0.10 has no public word for this. If a later one drops the private one, plugins are no
-    longer checked for it, and a test here fails.
+    JAX 0.10 has no public function for this. If a later one drops the private one, flipkit no longer checks
+    plugins for it, and a test here fails.
     """
     bridge = sys.modules.get("jax._src.xla_bridge")
     return getattr(bridge, "backends_are_initialized", lambda: False)()

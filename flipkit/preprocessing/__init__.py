@@ -1,4 +1,4 @@
-"""Pictures on their way to the model: decoded, cropped, augmented and normalised.
+"""Pictures for the model: decoded, cropped, augmented and normalised.
 
 On the host a picture is a uint8 array (height, width, 3), on the device a batch of such, or of
 their patches; random numbers come from a `numpy.random.Generator` that the caller has keyed.

@@ -1,4 +1,4 @@
-"""Random changes to a picture: colours, place, outlines. FLIP uses none; small data wants them."""
+"""Random changes to a picture: colours, place, outlines. FLIP uses none; small data needs them."""
 
 import math
 
@@ -71,7 +71,7 @@ def affine(image, rng, *, scale=(1.0, 1.0), ratio=1.0, degrees=0.0, shift=0.0) -
     angle = math.radians(rng.uniform(-degrees, degrees))
     across, down = rng.uniform(-shift, shift, 2) * (width, height)
     cos, sin = math.cos(angle), math.sin(angle)
-    # Pillow asks where a pixel of the result comes from: the inverse, about the centre.
+    # Pillow needs the inverse, about the centre: where a pixel of the result comes from.
     x, y = width / 2, height / 2
     a, b = cos / (factor * stretch), sin / (factor * stretch)
     d, e = -sin * stretch / factor, cos * stretch / factor
@@ -115,7 +115,7 @@ def sketch(image, rng) -> np.ndarray:
 class Augment(registry.Configurable):
     """Random changes to a picture, uint8 (height, width, 3) -> the same shape; all off by default.
 
-    FLIP uses none beside its crop; small data wants more. In this order:
+    FLIP uses none beside its crop; small data needs more. In this order:
 
     Args:
         scale, ratio, degrees, shift: as in `affine`.
@@ -161,7 +161,7 @@ class Augment(registry.Configurable):
             raise ConfigurationError(f"Expected ratio at least 1. Received: {ratio=}")
 
     def __call__(self, image, rng) -> np.ndarray:
-        """`image` changed; what is off draws no random number."""
+        """`image` changed; a change that is off draws no random number."""
         jitter = {n: getattr(self, n) for n in ("brightness", "contrast", "saturation", "hue")}
         place = {n: getattr(self, n) for n in ("scale", "ratio", "degrees", "shift")}
         if place != {"scale": (1.0, 1.0), "ratio": 1.0, "degrees": 0.0, "shift": 0.0}:

@@ -1,4 +1,4 @@
-"""Pictures cut to a model's size: at random for training, by a rule for use."""
+"""Pictures cut to a model's size: at random in training, by a rule in use."""
 
 import math
 
@@ -22,7 +22,7 @@ def resize(image, size, interpolation="bicubic", box=None) -> np.ndarray:
 
     Args:
         image: the picture.
-        size: pixels of each side of what comes back, or its (height, width).
+        size: pixels of each side of the result, or its (height, width).
         interpolation: one of Pillow's: `"bicubic"`, `"bilinear"`, `"lanczos"`, ...
         box: left, top, right and bottom of the part to take, in pixels; None is the whole.
     """
@@ -51,7 +51,7 @@ def random_resized_crop(
 
     Args:
         image: uint8 (height, width, 3).
-        size: pixels of each side of what comes back, or its (height, width).
+        size: pixels of each side of the result, or its (height, width).
         rng: a `numpy.random.Generator`.
         area: share of the picture, from and to.
         ratio: width over height, from and to, drawn evenly in its logarithm.
@@ -75,7 +75,7 @@ def random_box(width: int, height: int, rng, area, ratio) -> tuple[int, int, int
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-# As others do it --------------------------------------------------------------------------------
+# Other projects' rules -------------------------------------------------------------------------
 
 _MOST = 2**22  # pixels of a whole resized picture, beyond which only its middle is made
 
@@ -84,13 +84,13 @@ def as_open_clip(image: Image.Image, size, interpolation, resize_mode) -> np.nda
     """A Pillow image -> uint8 (height, width, 3), as open_clip's transform of an evaluation has it.
 
     It resizes in the file's own colours (of a palette the nearest pixel), then converts to RGB, where
-    what is transparent keeps the colour that it hides. The EXIF orientation is not applied.
+    transparent pixels keep the colour that they hide. It does not apply the EXIF orientation.
     """
     height, width = sides(size)
     whole = height, width
     if resize_mode == "shortest":
         whole = _by_shorter_side(image, height)
-        if height != width:  # another function there, which doesn't ask for the interpolation
+        if height != width:  # another function there, which ignores the interpolation
             ratio = min(image.height / height, image.width / width)
             whole = round(image.height / ratio), round(image.width / ratio)
             interpolation = "bicubic"
@@ -106,9 +106,9 @@ def as_open_clip(image: Image.Image, size, interpolation, resize_mode) -> np.nda
 def as_transformers(image: Image.Image, size, interpolation, resize_mode) -> np.ndarray:
     """A Pillow image -> uint8 (height, width, 3), as the processors of CLIP and SigLIP make it of a file.
 
-    The picture is turned as its EXIF says and converted to RGB, where the transparent colour of a
-    palette becomes white and other transparency keeps the colour that it hides. Then it is resized,
-    rows first as torchvision does it, and cut.
+    It turns the picture by its EXIF orientation and converts it to RGB, where the transparent colour of
+    a palette becomes white and other transparency keeps the colour that it hides. Then it resizes, rows
+    first as torchvision does, and cuts.
     """
     image = ImageOps.exif_transpose(image).convert("RGB")
     if image.info.get("transparency") is not None:

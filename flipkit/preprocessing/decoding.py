@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from flipkit.errors import BadSample
 
-# What is tried on bytes. Not all that Pillow knows: its EPS reader would start Ghostscript. Its
+# The formats to try on bytes. Not all of Pillow's: its EPS reader would start Ghostscript. Its
 # JPEG reader also takes MPO, several JPEGs in one file.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns: 256 MiB as RGB
@@ -19,16 +19,16 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns: 256 MiB as 
 def decode(data, min_size: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The picture in a file's bytes -> uint8 (height, width, 3).
 
-    What is transparent becomes white, grey becomes three equal channels, of 16 bits the upper 8
-    count, of an animation the first frame. The EXIF orientation is not applied: neither do FLIP,
-    open_clip and TensorFlow.
+    Transparent pixels become white and grey becomes three equal channels. Of 16 bits it takes the upper
+    8, of an animation the first frame. It does not apply the EXIF orientation: neither do FLIP, open_clip
+    and TensorFlow.
 
     Args:
         data: a file's bytes, a Pillow image, or a picture as uint8 (height, width) or
             (height, width, channels) with 1, 3 or 4 channels.
         min_size: a JPEG may be decoded to a half of its size, a quarter or so, as long as its
             shorter side keeps this many pixels, which is faster. None decodes every pixel.
-        max_pixels: a file that claims to hold more is refused before it is decoded.
+        max_pixels: a file that claims to hold more raises before it is decoded.
 
     Raises:
         BadSample: there is no picture in it, or not all of one.
@@ -44,7 +44,7 @@ def decode(data, min_size: int | None = None, max_pixels: int = MAX_PIXELS) -> n
 
 
 def through_pillow(data, make, max_pixels=MAX_PIXELS):
-    """What `make` makes of a picture, a Pillow image that is read when it is used."""
+    """`make(image)` of a picture, a Pillow image that is read when it is used."""
     with _reasons():
         if isinstance(data, np.ndarray):
             return make(_pillow(data))
@@ -59,7 +59,7 @@ def through_pillow(data, make, max_pixels=MAX_PIXELS):
 
 @contextlib.contextmanager
 def _reasons():
-    """Whatever goes wrong within is a BadSample that says why."""
+    """Turns any error raised inside into a BadSample with the cause."""
     try:
         yield
     except BadSample:
@@ -75,7 +75,7 @@ def _reasons():
 
 @functools.cache
 def _formats():
-    """Those of `FORMATS` that this Pillow reads: asked for another one, it would raise a KeyError."""
+    """Those of `FORMATS` that this Pillow reads; it would raise a KeyError for another one."""
     Image.init()
     built = {
         name: features.check(name.lower()) for name in FORMATS if name.lower() in features.modules

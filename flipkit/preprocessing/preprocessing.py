@@ -1,4 +1,4 @@
-"""How a model wants its pictures: cut on the host, normalised on the device."""
+"""A model's preprocessing: pictures are cut on the host and normalised on the device."""
 
 import functools
 import os
@@ -33,7 +33,7 @@ def get(identifier) -> "Preprocessing":
 
 @registry.register
 class Preprocessing(registry.Configurable):
-    """How a model wants its pictures: cut to a square by the host, normalised on the device.
+    """A model's preprocessing: the host cuts pictures to a square, the device normalises them.
 
     The defaults are FLIP's, except that FLIP resizes without antialiasing.
 
@@ -41,11 +41,11 @@ class Preprocessing(registry.Configurable):
         mean: mean of red, green and blue in [0, 1], or the name of known statistics:
             `"imagenet"`, `"clip"` or `"half"`.
         std: their standard deviation or its name; None is that of the mean's name.
-        interpolation: how pictures are resized: `"bicubic"`, `"bilinear"`, ...
+        interpolation: the filter that resizes pictures: `"bicubic"`, `"bilinear"`, ...
         resize_mode: `"shortest"` resizes the shorter side and cuts the other from the middle, as FLIP and
             CLIP do; `"squash"` resizes both, whatever the picture's shape, as SigLIP does. Training has
             crops of its own (`flipkit.Feed`).
-        rule: whose rounding and colours: `"flipkit"`, or for a model from elsewhere `"open_clip"` or
+        rule: whose rounding and colours: `"flipkit"`, or for a foreign model `"open_clip"` or
             `"transformers"`, whose pixels are theirs to 1/255: see `flipkit.preprocessing.cropping`.
     """
 
@@ -73,7 +73,7 @@ class Preprocessing(registry.Configurable):
             raise UnknownName(f"Unknown rule={rule!r}. {nearest(str(rule), RULES)}")
 
     def prepare(self, images, size) -> np.ndarray:
-        """Pictures of any sizes -> uint8 (n, height, width, 3), as `resize_mode` and `rule` say.
+        """Pictures of any sizes -> uint8 (n, height, width, 3), by `resize_mode` and `rule`.
 
         Args:
             images: paths, or what `decode` takes: files' bytes, uint8 arrays, Pillow images.

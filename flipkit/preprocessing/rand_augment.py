@@ -18,7 +18,7 @@ def _enhanced(aspect):
 
 
 def _moved(matrix):
-    """`matrix` makes Pillow's six numbers about the centre of a level; it is moved to the corner."""
+    """Moves the centre of `matrix`, which maps a level to Pillow's six numbers, to the corner."""
 
     def operation(image, level):
         a, b, c, d, e, f = matrix(level)
@@ -41,10 +41,10 @@ def _solarize_add(image, level):
     return image.point(table * 3)
 
 
-# What RandAugment chooses from, (Pillow image, level in [-1, 1]) -> the same; where there is no way
-# back and forth, the sign of the level says nothing. All grow with it, as in timm's "increasing"
-# variant, which MAE's fine-tuning takes; the ranges are AutoAugment's (arXiv 1805.09501, Table 6),
-# a translation's timm's share of the picture.
+# The operations of RandAugment, (Pillow image, level in [-1, 1]) -> the same; an operation without a
+# direction ignores the level's sign. All grow with it, as in timm's "increasing" variant, which MAE's
+# fine-tuning takes; the ranges are AutoAugment's (arXiv 1805.09501, Table 6), a translation's timm's
+# share of the picture.
 OPERATIONS = {
     "auto_contrast": lambda image, level: ImageOps.autocontrast(image),
     "equalize": lambda image, level: ImageOps.equalize(image),
@@ -75,7 +75,7 @@ class RandAugment(registry.Configurable):
         magnitude: strength, from 0 to 10.
         spread: standard deviation of each operation's strength.
         count: operations drawn for a picture, any of `OPERATIONS` each time.
-        chance: of an operation that was drawn to be done.
+        chance: chance that a drawn operation is applied.
     """
 
     def __init__(self, magnitude=9.0, spread=0.5, *, count=2, chance=0.5):

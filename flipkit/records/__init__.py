@@ -1,1 +1,1 @@
-"""What runs and evaluations leave on disk, and how people look at it."""
+"""Files that runs and evaluations write, and how people look at them."""

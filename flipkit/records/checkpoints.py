@@ -14,11 +14,11 @@ from flipkit.paths import canonical
 class Checkpoints:
     """The checkpoints of a run, in `folder`; the newest `keep` stay.
 
-    Written by Orbax, in the background, complete or not at all. The state is a pure tree of arrays
+    Orbax writes them in the background, complete or not at all. The state is a pure tree of arrays
     under canonical names beside a JSON document, so that any layout of devices can read it.
 
     Args:
-        read_only: whether the folder is another run's, in which nothing may change.
+        read_only: whether the folder is another run's, which must not change.
     """
 
     def __init__(self, folder, keep=2, read_only=False):
@@ -28,7 +28,7 @@ class Checkpoints:
             )
         else:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        # Named here, or a process that has saved nothing yet could not ask for the state's shapes.
+        # Named here, or a process that has saved nothing yet could not read the state's shapes.
         handlers = {
             "state": ocp.StandardCheckpointHandler(),
             "position": ocp.JsonCheckpointHandler(),
@@ -42,7 +42,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def position(self) -> dict | None:
-        """Where the newest checkpoint is in its run, without reading its weights."""
+        """The position in its run of the newest checkpoint, without reading its weights."""
         if self.latest() is None:
             return None
         args = ocp.args.Composite(position=ocp.args.JsonRestore())
@@ -74,7 +74,7 @@ class Checkpoints:
         if problems:
             shown = "\n  ".join(problems[:20])
             raise ConfigurationError(f"The checkpoint of step {step} is not this run's:\n  {shown}")
-        # Orbax places each array as the variable it is for is placed.
+        # Orbax places each array on the devices of its variable.
         state = {name: variable.value for name, variable in targets.items()}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(state))
         state = self._manager.restore(step, args=args)["state"]
@@ -84,8 +84,8 @@ class Checkpoints:
     def weights(self, model) -> dict[str, np.ndarray]:
         """The newest checkpoint's values of a built model's variables: {canonical path: array}.
 
-        The averages, where the optimizer kept them; nothing else of the optimizer is read. What the
-        checkpoint has and the model lacks comes too.
+        The averages, where the optimizer kept them; nothing else of the optimizer is read. Variables that
+        only the checkpoint has come too.
         """
         step = self.latest()
         saved = self._manager.item_metadata(step)["state"]
@@ -118,7 +118,7 @@ class Checkpoints:
 
 
 def variables(model) -> dict:
-    """Every variable that a run goes on from: `{"model.image.class_token": variable, ...}`."""
+    """Every variable that a resumed run needs: `{"model.image.class_token": variable, ...}`."""
     parts = [("model", model.variables), ("optimizer", model.optimizer.variables)]
     metrics = {id(v) for metric in model.metrics for v in metric.variables}
     found = {

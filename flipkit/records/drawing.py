@@ -1,4 +1,4 @@
-"""Runs as pictures: the curves of a run, and what masks keep."""
+"""Runs as pictures: the curves of a run, and the patches that masks keep."""
 
 import itertools
 import math
@@ -7,18 +7,18 @@ import pathlib
 from flipkit import files
 from flipkit.records.messages import ACCURACIES, evaluations, is_share
 
-# The metric that an evaluation is known by, the best known first.
+# The metric that an evaluation is named by, the most common first.
 BEST = ("top1", "accuracy", "recall@1", "mrr", "loss")
 
-# Okabe and Ito's, which people who tell few colours tell apart; without their yellow, faint on white.
+# Okabe and Ito's colours, distinct for the colour-blind; without their yellow, faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 
 def drawn(names) -> list[str]:
-    """The evaluations that a picture has room for: a metric of each evaluator, the first of BEST it has.
+    """The evaluations to draw: a metric of each evaluator, its first in BEST.
 
-    An evaluator that tells several things, such as retrieval both ways, has one of each; groups of
-    classes are left to the table at the end.
+    An evaluator with several results, such as retrieval both ways, has one of each; the table at the end
+    has the groups of classes.
     """
     chosen: dict[str, str] = {}
     for name in names:
@@ -40,8 +40,8 @@ def draw_run(rows, path) -> pathlib.Path | None:
     plt = pyplot()
     if plt is None:
         return None
-    told = list(dict.fromkeys(name for row in rows for name in evaluations(row)))
-    names = drawn(told) or told[: len(COLOURS)]  # those of an evaluator from elsewhere
+    found = list(dict.fromkeys(name for row in rows for name in evaluations(row)))
+    names = drawn(found) or found[: len(COLOURS)]  # those of a plugin's evaluator
     figure, axes = plt.subplots(
         1, 3 if names else 2, figsize=(15.5 if names else 10, 4.4), layout="constrained"
     )
@@ -67,7 +67,7 @@ def draw_run(rows, path) -> pathlib.Path | None:
         axis.grid(alpha=0.3)
     if names:
         _spread([label for label in labels if label is not None], axes[2])
-    left = [name for name in told if name not in names]
+    left = [name for name in found if name not in names]
     if left:
         shown = ", ".join(left[:6]) + (f" and {len(left) - 6} more" if len(left) > 6 else "")
         figure.supxlabel(f"Not drawn: {shown} (metrics.jsonl)", fontsize=8, color="0.4")
@@ -75,9 +75,9 @@ def draw_run(rows, path) -> pathlib.Path | None:
 
 
 def draw_masks(rows, patch_size, path, *, title, first=0) -> pathlib.Path | None:
-    """What is kept of pictures: a row for each, the picture itself, then a column for each step.
+    """Draws kept patches of pictures: a row for each, the picture itself, then a column for each step.
 
-    What is dropped is hatched in two greys, which neither dark nor bright pictures have.
+    Dropped patches are hatched in two greys, which neither dark nor bright pictures have.
 
     Args:
         rows: (label, uint8 pixels (height, width, 3), bool (steps, patches)) of each row.

@@ -1,4 +1,4 @@
-"""What evaluations found, kept in one JSON file: an entry for each model, evaluator, data and settings."""
+"""Results of evaluations in one JSON file: an entry for each model, evaluator, data and settings."""
 
 import contextlib
 import json
@@ -13,9 +13,9 @@ _KEY = ("model", "step", "evaluator", "settings")
 
 
 def place(model) -> pathlib.Path:
-    """Where what is found of a MODEL is kept: in a run's own folder, else where one stands.
+    """The file for the results of a MODEL: in a run's own folder, else in the current one.
 
-    Nothing is written into a folder that flipkit did not make.
+    flipkit writes nothing into a folder that it did not make.
     """
     path = pathlib.Path(model)
     folder = path.parent if path.suffix == ".keras" else path
@@ -23,7 +23,7 @@ def place(model) -> pathlib.Path:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """The entries in a file, oldest first; none where there is no file.
+    """The entries in a file, oldest first; [] if there is no file.
 
     Raises:
         ConfigurationError: the file holds something else.
@@ -44,7 +44,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def keep(path: pathlib.Path, entry: dict) -> list[dict]:
-    """Puts `entry` into the file, in the place of one of the same key; returns all entries."""
+    """Puts `entry` into the file, in place of one with the same key; returns all entries."""
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = json.loads(json.dumps(entry))  # as a file has it, for comparing
     with _alone(path.parent):
@@ -56,7 +56,7 @@ def keep(path: pathlib.Path, entry: dict) -> list[dict]:
 
 @contextlib.contextmanager
 def _alone(folder):
-    """No other process is between reading and writing here, where the system has locks."""
+    """Locks the folder against other processes, where the system has locks."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -17,15 +17,15 @@ NOT_COMPARED = ("log_every", "checkpoint_every", "evaluate_every", "evaluators")
 
 
 class Journal:
-    """Writes what a run does into its workdir, and tells the user.
+    """Writes a run's records into its workdir, and reports to the user.
 
     Args:
         folder: the workdir, or None to write nothing.
-        record: what `run.json` holds.
+        record: the content of `run.json`.
         say: called with each line for the user; None is silent.
 
     Raises:
-        ConfigurationError: the workdir holds another run; the message names what differs.
+        ConfigurationError: the workdir holds another run; the message names the differences.
     """
 
     def __init__(self, folder, record, say=None):
@@ -54,7 +54,7 @@ class Journal:
             files.write_json(path, record)
 
     def _begun(self):
-        """Whether the run in the folder got as far as a row of metrics or a checkpoint."""
+        """Whether the run in the folder has written a row of metrics or a checkpoint."""
         return bool(read_metrics(self.folder)) or any(self.folder.glob("checkpoints/*"))
 
     @property
@@ -63,7 +63,7 @@ class Journal:
         return self.folder / "metrics.jsonl"
 
     def rewind(self, step):
-        """Forgets what was logged after the checkpoint that the run goes on from."""
+        """Removes what was logged after the checkpoint from which the run resumes."""
         if self.folder is None:
             return
         rows = [row for row in read_metrics(self.folder) if row["step"] <= step]
@@ -79,8 +79,8 @@ class Journal:
         self._board = _tensorboard(self.folder)
 
     def begin(self, model):
-        """Records what the run starts from: a digest of its initial weights."""
-        # What a masker keeps for itself, such as an average, is no weight of the model.
+        """Records a digest of the run's initial weights."""
+        # A masker's own state, such as an average, is no weight of the model.
         maskers = [getattr(model, name, None) for name in ("masker", "text_masker")]
         own = {v.path for masker in maskers if masker is not None for v in masker.weights}
         own.add(model.step.path)
@@ -90,7 +90,7 @@ class Journal:
             files.write_json(self.folder / "start.json", self.start)
 
     def record(self, phases, here, logs, rejects) -> dict:
-        """Writes down the window that ends `here`, and returns its row.
+        """Writes the window that ends `here`, and returns its row.
 
         Args:
             phases: the run's.
@@ -116,7 +116,7 @@ class Journal:
         return row
 
     def write(self, row):
-        """One line of metrics, and the same for TensorBoard."""
+        """Writes one line of metrics, and the same for TensorBoard."""
         self.last.update(row)
         if self.folder is None:
             return
@@ -128,7 +128,7 @@ class Journal:
                     self._board.add_scalar(name, value, row["step"])
 
     def reject(self, rejects):
-        """Bad samples: (slot, index, reason)."""
+        """Writes bad samples: (slot, index, reason)."""
         self.rejected += len(rejects)
         if self.folder is not None and rejects:
             with (self.folder / "rejects.jsonl").open("a", encoding="utf-8") as file:
@@ -137,7 +137,7 @@ class Journal:
                     file.write(json.dumps(line) + "\n")
 
     def show_masks(self, model, batches, phase):
-        """What the model's first steps from here keep of the first pictures: `masks_0.png` for phase 0."""
+        """Draws what the next steps keep of the first pictures: `masks_0.png` for phase 0."""
         if self.folder is None or not getattr(model, "masks_images", False):
             return
         pictures = batches.pictures(MASKED_PICTURES)
@@ -152,7 +152,7 @@ class Journal:
         )
 
     def finish(self, model):
-        """The finished model, with averaged weights where they are kept, and a picture of the run."""
+        """Writes the finished model, with averaged weights if there are any, and a picture of the run."""
         if self.folder is None:
             return
         with optimizers.averaged_weights(model):
@@ -168,7 +168,7 @@ class Journal:
             self.say("No picture: matplotlib is missing (pip install 'flipkit[plot]').")
 
     def close(self):
-        """Flushes what is open."""
+        """Flushes and closes the open files."""
         if self._board is not None:
             self._board.close()
 
@@ -199,10 +199,10 @@ def save_model(model, path):
 
 
 def _differences(old, new, path=""):
-    """Paths in which two run configs differ, but for how often to log and to save."""
+    """Paths in which two run configs differ, except for how often to log and to save."""
     if isinstance(old, dict) and isinstance(new, dict):
         lines, both = [], {**old, **new}
-        # Variables are called after a layer's role, and a registered class may move to another module.
+        # Variables are named after a layer's role, and a registered class may move to another module.
         free = (
             {"name"} if "trainable" in both else {"module"} if both.get("registered_name") else {}
         )

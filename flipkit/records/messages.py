@@ -1,4 +1,4 @@
-"""Runs in lines of text: progress, the summary at the end, metrics as they are read."""
+"""Runs in lines of text: progress, the summary at the end, metrics."""
 
 # Metric of training: its name in a line of progress, and over its curve.
 ACCURACIES = {
@@ -10,7 +10,7 @@ ACCURACIES = {
 def line(row, steps) -> str:
     """A row of metrics as one line of progress."""
     parts = [f"step {row['step']:,}/{steps:,}", f"loss {row['loss']:.3f}"]
-    parts += [f"{told} {row[name]:.1%}" for name, (told, _) in ACCURACIES.items() if name in row]
+    parts += [f"{label} {row[name]:.1%}" for name, (label, _) in ACCURACIES.items() if name in row]
     parts.append(f"rate {row['learning_rate']:.2e}")
     if "pairs_per_second" in row:
         parts.append(f"{row['pairs_per_second']:,.0f} pairs/s")
@@ -24,7 +24,7 @@ def line(row, steps) -> str:
 
 
 def evaluations(row) -> dict[str, float]:
-    """What evaluators found, without counts: the metrics whose names have a `/`."""
+    """The metrics of evaluators, without counts: those whose names have a `/`."""
     found = {name: value for name, value in row.items() if "/" in name}
     return {
         n: v for n, v in found.items() if n.rsplit("/", 1)[1] not in ("count", "images", "texts")
@@ -44,19 +44,19 @@ def summary(row) -> str:
 
 
 def compiled(programs) -> str:
-    """How many programs of the training step were compiled, {phase: count}: one each, as a rule."""
+    """How many programs of the training step were compiled, {phase: count}: normally one each."""
     total, phases = sum(programs.values()), len(programs)
-    told = f"Compiled {total} program{'s' * (total != 1)} of the training step for {phases} "
-    told += f"phase{'s' * (phases != 1)}"
+    text = f"Compiled {total} program{'s' * (total != 1)} of the training step for {phases} "
+    text += f"phase{'s' * (phases != 1)}"
     more = [f"{count} for phase {phase}" for phase, count in programs.items() if count > 1]
-    return f"{told}, {', '.join(more)}: each costs time." if more else f"{told}."
+    return f"{text}, {', '.join(more)}: each costs time." if more else f"{text}."
 
 
 def is_share(metric) -> bool:
-    """Whether a metric is a share, shown in percent, and no number of another kind."""
+    """Whether a metric is a share, shown in percent."""
     return metric.rpartition("/")[2] not in ("mrr", "loss")
 
 
 def shown(metric, value) -> str:
-    """A metric as it is read: `12.34 %`, `0.2170`."""
+    """A metric as text: `12.34 %`, `0.2170`."""
     return f"{100 * value:.2f} %" if is_share(metric) else f"{value:.4f}"

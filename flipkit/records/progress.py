@@ -17,7 +17,7 @@ class _Bars(Progress):
 
 
 def display(enabled=True) -> Progress:
-    """Where bars are drawn: stderr, while it is a terminal and they are `enabled`."""
+    """The place where bars are drawn: stderr, if it is a terminal and they are `enabled`."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     return _Bars(
@@ -25,7 +25,7 @@ def display(enabled=True) -> Progress:
         console=console,
         disable=not (enabled and console.is_terminal),
         transient=True,
-        redirect_stdout=False,  # what is printed goes where it is sent, be stderr a terminal or not
+        redirect_stdout=False,  # print to stdout, whether stderr is a terminal or not
     )
 
 

@@ -10,5 +10,5 @@ __all__ = ["Bytes", "ClipBPE", "SentencePiece", "Tokenizer", "WordPiece", "get"]
 
 
 def get(identifier) -> Tokenizer | None:
-    """The tokenizer that a name, an object, a class or a config means; None stays None."""
+    """The tokenizer that a name, an object, a class or a config describes; None stays None."""
     return registry.get("tokenizers", identifier, Tokenizer)

@@ -75,18 +75,18 @@ class ClipBPE(Subwords):
             yield from _cut(" ".join(part.split()).lower())
 
     def pieces(self, word):
-        """Bytes, the last one marked as such, merged pair by pair in the order of the file."""
+        """Bytes, the last one marked, merged pair by pair in the order of the file."""
         if word in self.ends:
             return [self._ids[word]]
         letters = "".join(_BYTES[byte] for byte in word.encode())
         return [token.id for token in self._model.tokenize(letters)]
 
     def train(self, texts, vocab):
-        """Refused: its merges are CLIP's."""
+        """Raises: its merges are CLIP's."""
         raise ConfigurationError(f"{type(self).__name__} isn't trained on captions: {self.advice}")
 
     def spellings(self):
-        """A piece that ends a word has "</w>" after it; what is part of a letter is spelled U+FFFD."""
+        """A piece that ends a word has "</w>" after it; a part of a letter is spelled U+FFFD."""
         self._require_lines()
         return [self._spelling(piece) for piece in self._ids]
 
@@ -98,7 +98,7 @@ class ClipBPE(Subwords):
 
     @functools.cached_property
     def _merges(self):
-        # The first line tells the version.
+        # The first line holds the version.
         pairs: list[Any] = [tuple(line.split()) for line in self.lines[1:]]
         known = {*map("".join, pairs), *_BYTES.values(), *(f"{b}</w>" for b in _BYTES.values())}
         for number, pair in enumerate(pairs, 2):
@@ -123,7 +123,7 @@ class ClipBPE(Subwords):
 
 
 def _mended(text):
-    """What ftfy makes of a text, a line after the other: as it does it by itself, but on demand."""
+    """A text as ftfy mends it, line by line on demand."""
     start, entities = 0, "auto"
     while start < len(text):
         end = text.find("\n", start) + 1 or len(text)
@@ -136,8 +136,8 @@ def _mended(text):
 
 
 def _cut(text):
-    """The words that CLIP's pattern finds in a text, one after the other: on demand, since a text can
-    have a million, of which ids are needed for the first 75.
+    """The words that CLIP's pattern finds in a text, on demand: a text can have a million words, of which
+    the ids of the first 75 are needed.
     """
     start, size = 0, _SLICE
     while start < len(text):
@@ -163,7 +163,7 @@ _BYTES = {byte: chr(byte) for byte in _PRINTABLE} | {
     byte: chr(0x100 + i) for i, byte in enumerate(_OTHERS)
 }
 _BYTE_OF = {letter: byte for byte, letter in _BYTES.items()}
-_SLICE = 2**10  # characters looked at together; nearly every caption has fewer
+_SLICE = 2**10  # characters searched together; nearly every caption has fewer
 _FIXED = len("<start_of_text>")  # the longest alternative of the pattern that is no run
 _CLIP_WORDS = pre_tokenizers.Split(
     Regex(

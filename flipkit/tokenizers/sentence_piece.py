@@ -23,12 +23,12 @@ class SentencePiece(Tokenizer):
 
     Args:
         model: path of a model that SentencePiece wrote; None to `train` one.
-        clean: what is done to a text before the model's own normalisation: "none", "lower" case, or
+        clean: the change to a text before the model's own normalisation: "none", "lower" case, or
             "canonicalize": lower case without ASCII punctuation, an underscore for a space, as
             SigLIP (big_vision) does.
         add_bos: start every text with the model's <s>.
-        add_eos: end every text with the model's </s>, one that is cut too.
-        pad: the id that fills a row; 0 in models that are trained here and in T5's.
+        add_eos: end every text with the model's </s>, a truncated one too.
+        pad: the id that fills a row; 0 in models trained here and in T5's.
     """
 
     def __init__(self, model=None, *, clean="none", add_bos=False, add_eos=False, pad=0):
@@ -39,7 +39,7 @@ class SentencePiece(Tokenizer):
 
     @functools.cached_property
     def proto(self) -> bytes | None:
-        """The model as its file holds it: read, trained or loaded from assets; None without one."""
+        """The model's file as bytes: read, trained or loaded from assets; None without one."""
         if self.model is None:
             return None
         try:
@@ -66,19 +66,19 @@ class SentencePiece(Tokenizer):
         return self._processor.eos_id() if self.add_eos and self.trained else None
 
     def encode(self, text):
-        """The ids that SentencePiece gives the cleaned text."""
+        """SentencePiece's ids of the cleaned text."""
         self._require_model()
         return self._processor.encode(self._cleaned(text))
 
     def spellings(self):
         """A piece that begins a word has U+2581, a lower block, before it."""
         self._require_model()
-        told = []
+        found = []
         for i in range(self._processor.get_piece_size()):
             piece = self._processor.id_to_piece(i)
             goes_on = piece[0] != "\u2581" and not self._processor.is_control(i)
-            told.append((piece.lstrip("\u2581"), goes_on, False))
-        return told
+            found.append((piece.lstrip("\u2581"), goes_on, False))
+        return found
 
     def _require_model(self):
         if self.proto is None:
@@ -114,8 +114,8 @@ class SentencePiece(Tokenizer):
         return processor
 
     def train(self, texts, vocab):
-        """Learn at most `vocab` pieces (a unigram model) from captions: the same ones whatever their
-        order. Id 0 is padding, 1 the end, 2 what is unknown, as in T5's models.
+        """Learn at most `vocab` pieces (a unigram model) from captions: the same ones in any order. Id 0 is
+        padding, 1 the end, 2 an unknown piece, as in T5's models.
         """
         if self.model is not None:
             raise ConfigurationError(f"{self!r} has a model: train SentencePiece() instead.")
@@ -148,7 +148,7 @@ class SentencePiece(Tokenizer):
             pathlib.Path(folder, "sentencepiece.model").write_bytes(self.proto)
 
     def load_assets(self, folder):
-        """Take the model from `sentencepiece.model` where there is one."""
+        """Read the model from `sentencepiece.model` if there is one."""
         path = pathlib.Path(folder, "sentencepiece.model")
         if path.exists():
             self.__dict__ = self.__getstate__() | {"proto": path.read_bytes()}

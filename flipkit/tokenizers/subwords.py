@@ -1,4 +1,4 @@
-"""What tokenizers of pieces of words share."""
+"""The base of tokenizers that cut words into pieces."""
 
 import functools
 import itertools
@@ -13,12 +13,12 @@ from flipkit.tokenizers.tokenizer import Tokenizer
 class Subwords(Tokenizer):
     """Cuts a text into words, and each word into ids by a model made of the lines of one file.
 
-    A subclass names the constructor's argument that names the file, and writes `words`, `pieces`.
-    Attributes that start with an underscore are made of the others, when first needed.
+    A subclass sets `argument`, the constructor's argument for the file, and writes `words`, `pieces`.
+    Attributes that start with an underscore are computed from the others, when first needed.
     """
 
     argument: str  # the asset has the same name
-    advice: str  # how to come by such a file: the end of an error
+    advice: str  # where to get such a file: the end of an error
     remembered = 2**16  # words; captions repeat few words often
 
     @functools.cached_property
@@ -46,7 +46,7 @@ class Subwords(Tokenizer):
         return itertools.chain.from_iterable(map(self._remember, self.words(text)))
 
     def _require_lines(self):
-        """The lines of its file, of a tokenizer that has them."""
+        """The lines of the file; raises if there are none."""
         if self.lines is None:
             raise ConfigurationError(f"{type(self).__name__} is untrained: {self.advice}")
         return self.lines
@@ -68,7 +68,7 @@ class Subwords(Tokenizer):
             path.write_text("\n".join([*self.lines, ""]), encoding="utf-8", newline="\n")
 
     def load_assets(self, folder):
-        """Take the lines from `<argument>.txt` where there is one."""
+        """Read the lines from `<argument>.txt` if there is one."""
         path = pathlib.Path(folder, f"{self.argument}.txt")
         if path.exists():
             self._learn(self.read(path))

@@ -1,4 +1,4 @@
-"""What every tokenizer is, and the simplest one: plain bytes."""
+"""The base of every tokenizer, and the simplest one: plain bytes."""
 
 import itertools
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from flipkit.errors import ConfigurationError
 class Tokenizer(registry.Configurable):
     """Texts to ids: `(texts,)` strings -> `(texts, length)` int32, right-padded with `pad`.
 
-    A subclass says `vocab` and writes `encode`; one with files also writes `save_assets` and
+    A subclass sets `vocab` and writes `encode`; one with files also writes `save_assets` and
     `load_assets`; one that learns from captions also writes `train`. It must pickle: every worker
     of a feed holds a copy.
 
@@ -37,11 +37,11 @@ class Tokenizer(registry.Configurable):
         return self.vocab is not None
 
     def __call__(self, texts: list[str], length: int) -> np.ndarray:
-        """The ids of `texts`; of a text too long what lies between `start` and `end` is cut.
+        """The ids of `texts`; a text that is too long loses its end, but keeps `start` and `end`.
 
         Raises:
-            ConfigurationError: the tokenizer is untrained, its file can't be read, or `length` has no
-                room for `start` and `end`.
+            ConfigurationError: the tokenizer is untrained, its file can't be read, or `length` is too
+                small for `start` and `end`.
         """
         if isinstance(texts, str):
             raise ConfigurationError(f"Expected a list of texts. Received one text: {texts!r}")
@@ -49,14 +49,14 @@ class Tokenizer(registry.Configurable):
         after = [] if self.end is None else [self.end]
         least = max(1, len(before) + len(after))
         if length < least:
-            told = "" if least == 1 else ": every text begins with one id and ends with another"
+            reason = "" if least == 1 else ": every text begins with one id and ends with another"
             raise ConfigurationError(
-                f"Expected a length of at least {least}{told}. Received: length={length}"
+                f"Expected a length of at least {least}{reason}. Received: length={length}"
             )
-        room = length - len(before) - len(after)
+        most = length - len(before) - len(after)
         rows = np.full((len(texts), length), self.pad, "int32")
         for row, text in zip(rows, texts, strict=True):
-            ids = [*before, *itertools.islice(self.encode(text), room), *after]
+            ids = [*before, *itertools.islice(self.encode(text), most), *after]
             row[: len(ids)] = ids
         return rows
 
@@ -65,8 +65,8 @@ class Tokenizer(registry.Configurable):
         raise NotImplementedError
 
     def spellings(self) -> list[tuple[str, bool, bool]]:
-        """What each id stands for, in the order of ids: its letters, whether it goes on with the word of
-        the id before it, and whether the id after it goes on with its own.
+        """The spelling of each id, in the order of ids: its letters, whether it continues the word of the
+        id before it, and whether the id after it continues its own.
 
         Raises:
             ConfigurationError: the ids are no pieces of words, or there are none yet.
@@ -74,14 +74,14 @@ class Tokenizer(registry.Configurable):
         raise ConfigurationError(f"{type(self).__name__} doesn't cut texts into pieces of words.")
 
     def train(self, texts: Iterable[str], vocab: int):
-        """Learn at most `vocab` ids from captions: the same ones whatever their order."""
+        """Learn at most `vocab` ids from captions: the same ones in any order."""
         raise ConfigurationError(f"{type(self).__name__} has nothing to train.")
 
     def save_assets(self, folder):
-        """Write into `folder` what `load_assets` needs: nothing for a tokenizer without files."""
+        """Write into `folder` the files that `load_assets` reads: none for a tokenizer without files."""
 
     def load_assets(self, folder):
-        """Take over what `save_assets` wrote; it goes before a file named in the config."""
+        """Read the files of `save_assets`; they replace a file named in the config."""
 
 
 @registry.register

@@ -82,15 +82,15 @@ class WordPiece(Subwords):
         return models.WordPiece(self._ids, max_input_chars_per_word=self.longest)
 
     def spellings(self):
-        """A piece that goes on with a word has "##" before it."""
+        """A piece that continues a word has "##" before it."""
         lines = self._require_lines()
         return [(piece.removeprefix("##"), piece.startswith("##"), False) for piece in lines]
 
     def train(self, texts, vocab):
-        """Learn at most `vocab` pieces from captions: the same ones whatever their order.
+        """Learn at most `vocab` pieces from captions: the same ones in any order.
 
         The 1,000 most frequent characters have pieces, as in Hugging Face's BERT trainer; fewer
-        if `vocab` has no room for both forms of each. A word with another one is [UNK].
+        if `vocab` is too small for both forms of each. A word with another one is [UNK].
         """
         if self.vocabulary is not None:
             raise ConfigurationError(f"{self!r} has a vocabulary: train WordPiece() instead.")
@@ -132,8 +132,8 @@ def _fold(text):
 
 
 class _Isolate(dict):
-    """What `str.translate` puts for a character: spaces for control and format characters and
-    round punctuation and ideographs; found when a character first comes.
+    """The replacement of a character in `str.translate`: spaces for control and format characters and
+    round punctuation and ideographs; computed when a character first comes.
     """
 
     def __missing__(self, code):
@@ -164,7 +164,7 @@ def _is_ideograph(code):
 
 _ISOLATE = _Isolate()
 
-# Default_Ignorable_Code_Point of Unicode 15, which unicodedata doesn't tell; first and last
+# Default_Ignorable_Code_Point of Unicode 15, which unicodedata lacks; first and last
 _IGNORABLE = dict.fromkeys(
     code
     for first, last in [

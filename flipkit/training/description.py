@@ -24,8 +24,8 @@ from flipkit.training.phase import PHASE_SETTINGS, Phase, whole_number
 class Run(Configurable):
     """A training run as a description: what a recipe returns.
 
-    Its Keras objects are never trained. `start` makes each of them anew from its config, inside the
-    distribution's scope, so that a run can be changed, written down and started again.
+    `start` recreates every Keras object from its config, inside the distribution's scope, and trains the
+    copies, so that a run can be changed, written down and started again.
 
     Args:
         model: `flipkit.FLIP`, `flipkit.Classifier` on labelled pictures, or another
@@ -35,9 +35,9 @@ class Run(Configurable):
         optimizer: a name or an object; its learning rate comes from the phases' schedules.
         phases: list of `flipkit.Phase`, in order.
         loss: a name or an object; None is the model's own: "contrastive" for a FLIP.
-        evaluators: {name: evaluator}, such as `flipkit.ZeroShot`, run every `evaluate_every` steps
-            and at the end of each phase. One with a method `check(model)` is asked before the first
-            step: it raises what calling it would certainly raise.
+        evaluators: {name: evaluator}, such as `flipkit.ZeroShot`, run every `evaluate_every` steps and at
+            the end of each phase. If an evaluator has a method `check(model)`, the run calls it before
+            the first step: it raises what calling the evaluator would raise.
         init: what `flipkit.load_pretrained` reads, or another model's `.keras` file: the model begins with
             the weights there, learned positions resampled to the model's grid and the patch embedding to
             the patch size; None draws them. A model of another class takes the image tower alone. A
@@ -74,7 +74,7 @@ class Run(Configurable):
         if not isinstance(self.init, (str, type(None))):
             raise ConfigurationError(f"Expected a path or None. Received: {init=}")
         self.seed, self.distribution = seed, distribution
-        layouts.get(distribution)  # an unknown name is refused here
+        layouts.get(distribution)  # raises for an unknown name
         self.log_every = whole_number("log_every", log_every)
         self.checkpoint_every = whole_number("checkpoint_every", checkpoint_every, least=0)
         self.evaluate_every = whole_number("evaluate_every", evaluate_every, least=0)
@@ -109,7 +109,7 @@ class Run(Configurable):
         return sum(phase.steps for phase in self.phases)
 
     def count_data(self) -> int:
-        """How many samples there are to train on; raises if there are none, or no data at all."""
+        """The number of samples to train on; raises if there are none, or no data at all."""
         if self.data is None:
             raise ConfigurationError(
                 "No data to train on: set data.path='/data/laion400m/*.tar' (tar shards) or "
@@ -143,7 +143,7 @@ class Run(Configurable):
         say: Callable[[str], None] | None = None,
         pause: Callable[[int], None] | None = None,
     ):
-        """Trains, and returns the model; goes on from the newest checkpoint in `workdir`.
+        """Trains, and returns the model; resumes from the newest checkpoint in `workdir`.
 
         Args:
             workdir: folder for `run.json`, `metrics.jsonl`, checkpoints, `model.keras` and pictures,
@@ -151,8 +151,8 @@ class Run(Configurable):
             recipe: the recipe's name, for the records.
             say: called with lines of progress; None is silent.
             pause: called with the step when a phase's program is compiled and after each logging
-                window, when no step is on its way; the run goes on when it returns. A caller that
-                asks for it shows the progress itself.
+                window, when no step is on its way; the run continues when it returns. A caller that
+                passes it shows the progress itself.
 
         Raises:
             ConfigurationError: another backend than JAX, or a workdir that holds another run.
@@ -165,16 +165,16 @@ class Run(Configurable):
     ) -> float:
         """Pairs per second of the whole run, the mean over `rounds` windows that take `seconds` together.
 
-        A phase has its share of the rounds, at least three. Trains a model that is thrown away.
+        Each phase has its share of the rounds, at least three. The trained model is thrown away.
 
         Args:
             pause: called when a phase's program is compiled and after each round, with the share of
-                the rounds that is done, from 0 to 1, so that several runs can be measured in turns.
+                finished rounds, from 0 to 1, so that several runs can be measured in turns.
         """
         return loop.throughput(self, seconds, rounds, pause)
 
     def record(self, recipe=None) -> dict:
-        """What `run.json` holds: the run as it is, and the versions it ran with."""
+        """The content of `run.json`: the run's config and the versions of its packages."""
         packages = ("flipkit", "jax", "jaxlib", "grain", "orbax-checkpoint", "numpy")
         versions = {name: importlib.metadata.version(name) for name in packages}
         versions["keras"] = keras.__version__  # a nightly build's distribution has another name

@@ -12,7 +12,7 @@ from flipkit.models.flip import FLIP
 from flipkit.registry import register
 from flipkit.weights import load_pretrained
 
-# Read by both tokenizers, whose ids have to be the same.
+# Both tokenizers encode this text; their ids have to be equal.
 PROBE = "Two small dogs, a RED ball & 3 cafés: left of the unbelievable sunset"
 
 
@@ -20,17 +20,17 @@ PROBE = "Two small dogs, a RED ball & 3 cafés: left of the unbelievable sunset"
 class Distillation(losses.Loss):
     """A loss, plus the distance between student and teacher (CLIP-KD, arXiv 2307.12732).
 
-    The teacher embeds the same batch, whole and as at inference. To the loss comes, times `weight`, the
-    Kullback-Leibler divergence of the student's distribution over the batch from the teacher's, a
-    softmax over the similarities, in the mean over images and texts and half of each (the paper's
-    contrastive relational distillation); and, times `feature_weight`, the mean squared distance of
-    the embeddings, half of images and texts (its feature distillation). Only the student learns.
+    The teacher embeds the same batch, whole and as at inference. The loss is the given one plus two terms.
+    `weight` times the Kullback-Leibler divergence of the student's distribution over the batch from the
+    teacher's, a softmax over the similarities, averaged over images and texts (the paper's contrastive
+    relational distillation). `feature_weight` times the mean squared distance of the embeddings,
+    averaged likewise (its feature distillation). Only the student learns.
 
     Args:
         teacher: what `flipkit.load_pretrained` reads, such as a `.keras` file; or a `flipkit.FLIP`, in
             plain `fit`: an object can't be written down. It has to see pictures of the student's
             size and to read the same ids.
-        loss: the loss that this comes to: a name or an object.
+        loss: the loss to which the terms are added: a name or an object.
         weight: factor of the divergence.
         temperature: of both softmaxes; None is each model's own learned one.
         feature_weight: factor of the distance; needs embeddings of equal length.
@@ -56,11 +56,11 @@ class Distillation(losses.Loss):
 
     @property
     def variables(self):
-        """The teacher's."""
+        """The teacher's weights, which training does not change."""
         return self._model.variables if self._model is not None else []
 
     def prepare(self, model):
-        """Loads the teacher, and refuses one that can't be shown what `model` is."""
+        """Loads the teacher; raises if it does not take the input of `model`."""
         if self._model is None:
             if self.teacher is None:
                 raise ConfigurationError(
@@ -122,7 +122,7 @@ def divergence(teacher, student, axis):
 
     Over `axis`, in the mean over the other; 0 where the distributions are equal.
     """
-    # Written out: what Keras has clips probabilities, and so is not 0 for equal ones.
+    # Keras's own divergence clips probabilities, and so is not 0 for equal ones.
     teacher, student = (ops.log_softmax(logits, axis=axis) for logits in (teacher, student))
     return ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), axis=axis))
 
@@ -133,7 +133,7 @@ def _distance(a, b):
 
 
 def _read_alike(student, teacher, length):
-    """Whether two tokenizers give the same ids; of one that is missing nothing is known."""
+    """Whether two tokenizers return the same ids; True if one is missing."""
     if student is None or teacher is None or not student.trained or not teacher.trained:
         return True
     if student.vocab != teacher.vocab:

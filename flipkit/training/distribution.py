@@ -1,4 +1,4 @@
-"""How a run is spread over devices: layouts as data, and their realisation by keras.distribution."""
+"""Layouts of a run over devices, as data and as keras.distribution objects."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from flipkit.errors import UnknownName, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A way to lay a run over a mesh of devices: every device has all weights.
+    """A mesh of devices for a run: every device has all weights.
 
     Attributes:
         axes: names of the mesh's axes, the batch's first; all devices go to the first.
@@ -22,7 +22,7 @@ LAYOUTS = {"data_parallel": Layout()}
 
 
 def get(identifier) -> Layout | None:
-    """The layout that a name or object means; None is one device."""
+    """The layout that a name or object describes; None is one device."""
     if identifier is None or isinstance(identifier, Layout):
         return identifier
     if identifier not in LAYOUTS:
@@ -33,7 +33,7 @@ def get(identifier) -> Layout | None:
 def realise(layout: Layout | None):
     """Makes `layout` the distribution of every Keras object made from now on; None clears it.
 
-    Starts the JAX backend, so it comes after flags and process initialisation, before any object.
+    It starts the JAX backend: call it after flags and process initialisation, and before any object.
     """
     if layout is None:
         keras.distribution.set_distribution(None)
@@ -41,7 +41,7 @@ def realise(layout: Layout | None):
     devices = keras.distribution.list_devices()
     shape = (len(devices),) + (1,) * (len(layout.axes) - 1)
     mesh = keras.distribution.DeviceMesh(shape, layout.axes, devices)
-    # Keras could split only a tf.data.Dataset; a run is one process, whose feed makes whole batches.
+    # Keras can split only a tf.data.Dataset; a run is one process, whose feed makes whole batches.
     keras.distribution.set_distribution(
         keras.distribution.DataParallel(device_mesh=mesh, auto_shard_dataset=False)
     )

@@ -88,7 +88,7 @@ class Loop:
     """Trains one run.
 
     Args:
-        run: whose objects were made for this.
+        run: a run whose objects were made for this loop.
         journal: `Journal`.
         say: called with lines of progress.
         pause: as in `flipkit.Run.start`; without one, a progress bar is drawn.
@@ -104,10 +104,10 @@ class Loop:
         """Opens the data, readies tokenizer and model.
 
         Args:
-            source: the model that the weights come from; None draws them.
+            source: the model whose weights to take; None draws them.
         """
         run, model = self.run, self.run.model
-        run.count_data()  # refuses early what is wrong with the data
+        run.count_data()  # raises early for bad data
         if model.reads == "text" and source is not None:
             initial.take_tokenizer(model, source)
         check_all(model, run.evaluators)
@@ -115,7 +115,7 @@ class Loop:
             folder = self.journal.folder
             train_tokenizer(model, run.data, folder and folder / "tokenizer")
         for index in range(len(run.phases)):
-            self.batches(index)  # refuses what is wrong with any phase before there are weights
+            self.batches(index)  # raises for any bad phase before there are weights
         model.build()
         if source is not None:
             initial.take_weights(model, source, run.init)
@@ -147,9 +147,7 @@ class Loop:
         optimizer = type(run.optimizer).from_config(registry.serialize(config))
         run.model.compile(optimizer, loss=run.loss)
         optimizer.build(run.model.trainable_variables)
-        optimizers.keep_weights(
-            optimizer
-        )  # the next phase, and a run that goes on, train on from them
+        optimizers.keep_weights(optimizer)  # the next phase, and a resumed run, train on from them
         if previous is not None and phase.optimizer == "kept":
             optimizers.take_moments(optimizer, previous, run.model.trainable_variables)
 
@@ -199,19 +197,19 @@ class Loop:
         return run.model
 
     def _settle(self, here, window):
-        """Evaluates and records the checkpoint's window, if the run stopped before it had.
+        """Evaluates and records the checkpoint's window, if the run stopped before that.
 
-        A checkpoint comes before the evaluation of its step, which may take long, or fail.
+        A checkpoint comes before the evaluation of its step, which may take long or raise.
         """
         if window is not None and self.journal.last.get("step", 0) < here.step:
             self.say(self.end_window(here, dict(window["logs"]), window["rejects"]))
 
     def end_window(self, here, logs, rejects) -> str:
-        """Evaluates if it is time, and writes the window's row; returns it as a line.
+        """Evaluates if it is due, and writes the window's row; returns it as a line.
 
         Args:
             here: `Position` at the window's end.
-            logs: what `fit` has found.
+            logs: the logs of `fit`.
             rejects: bad samples of the window, (slot, index, reason).
         """
         run = self.run
@@ -222,9 +220,9 @@ class Loop:
         return messages.line(row, run.steps)
 
     def due(self, here, every) -> bool:
-        """Whether it is time for what comes every so many steps, rounded up to whole windows.
+        """Whether `here` is a multiple of `every` steps, rounded up to whole windows.
 
-        Windows are counted from the phase's start, so that a run that goes on has them at the same steps.
+        Windows are counted from the phase's start, so that a resumed run has them at the same steps.
         """
         if here.step_in_phase == self.run.phases[here.phase].steps:
             return True
@@ -253,11 +251,11 @@ class Loop:
 
 
 class _Windows(keras.callbacks.Callback):
-    """What happens in a phase beside its steps, in one order.
+    """The callback of a phase: what happens between its steps, in one order.
 
-    After each window of steps a checkpoint is saved if one is due, evaluators are called if they are due, a
-    row of metrics is written, and the caller may pause. A checkpoint comes first, with what the row is made
-    of: an evaluation may take long, or fail, and a resumed run makes up for it.
+    After each window of steps it saves a checkpoint and calls evaluators if they are due, writes a row of
+    metrics, and calls `pause`. The checkpoint comes first, with the values of the row: an evaluation may
+    take long, or raise, and a resumed run makes up for it.
     """
 
     def __init__(self, loop, index, done, batches):
@@ -265,7 +263,7 @@ class _Windows(keras.callbacks.Callback):
         self.loop, self.run, self.batches = loop, loop.run, batches
         self.begin = position.begin(self.run.phases, index)
         self.last = self.begin.step + self.run.phases[index].steps
-        self.step, self.told = self.begin.step + done, 0
+        self.step, self.reported = self.begin.step + done, 0
         self.bar = progress.display(loop.pause is None)
 
     def on_train_begin(self, logs=None):
@@ -283,14 +281,14 @@ class _Windows(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs: Any = None):
         loop, here = self.loop, self.run.position(self.step)
-        rejects = self.batches.rejects[self.told :]
-        self.told = len(self.batches.rejects)
+        rejects = self.batches.rejects[self.reported :]
+        self.reported = len(self.batches.rejects)
         if loop.saved is not None and loop.due(here, self.run.checkpoint_every):
             window = {"logs": {n: float(v) for n, v in logs.items()}, "rejects": rejects}
             place = {"phase": here.phase, "step": here.step, "time": time.time()}
             loop.saved.save(here.step, self.model, {**place, "window": window})
         line = loop.end_window(here, logs, rejects)
-        # stdout and stderr may be one terminal: the bar makes room for the line.
+        # stdout and stderr may be one terminal: stop the bar while the line is printed.
         self.bar.stop()
         loop.say(line)
         self.bar.update(self.task, description=f"step {here.step:,}/{self.run.steps:,}")
@@ -304,10 +302,10 @@ class _Windows(keras.callbacks.Callback):
 
 
 def train_tokenizer(model, data, folder=None):
-    """Gives the model's tokenizer a vocabulary, if it has none, learned from the captions.
+    """Trains the model's tokenizer on the captions, if it has no vocabulary.
 
     Args:
-        folder: where it is kept, and taken from if it is there; None keeps nothing.
+        folder: where to keep the vocabulary, and to read it if it is there; None keeps nothing.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -325,7 +323,7 @@ def train_tokenizer(model, data, folder=None):
 
 
 def _texts(data, i):
-    """The texts of sample `i`; none of a bad one, which the feed will replace and record."""
+    """The texts of sample `i`; [] for a bad one, which the feed will replace and record."""
     try:
         return data.texts(i)
     except BadSample:

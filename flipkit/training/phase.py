@@ -15,7 +15,7 @@ from flipkit.paths import checked_patterns
 from flipkit.registry import Configurable, register
 from flipkit.schedules import Stretch
 
-# Of the model; None goes on as it was.
+# Settings of the model; None keeps the value of the phase before.
 PHASE_SETTINGS = ("mask_ratio", "text_mask_ratio", "frozen", "image_size")
 
 
@@ -24,13 +24,13 @@ class Phase(Configurable):
     """A stretch of a run under one program.
 
     Args:
-        pairs: image-text pairs to train on; whole batches of them are used.
+        pairs: image-text pairs to train on; the phase uses whole batches of them.
         batch_size: pairs per step.
         schedule: `flipkit.Schedule` over this phase's samples; None keeps the optimizer's own rate.
-        mask_ratio, text_mask_ratio: shares dropped in this phase; None leaves them as they were.
-        image_size: pixels of this phase's pictures, as in `flipkit.FLIP`; None leaves it as it was, so
-            that a phase at the tower's own size says that size.
-        frozen: patterns of variables that this phase leaves as they are, as in `flipkit.FLIP`; None is
+        mask_ratio, text_mask_ratio: shares dropped in this phase; None keeps the phase before's.
+        image_size: pixels of this phase's pictures, as in `flipkit.FLIP`; None keeps the phase before's, so
+            that a phase at the tower's own size has to set that size.
+        frozen: patterns of variables that this phase does not train, as in `flipkit.FLIP`; None takes
             those of the phase before, [] trains everything.
         optimizer: "kept" goes on with the moments of the phase before, "fresh" starts anew.
     """
@@ -78,7 +78,7 @@ class Phase(Configurable):
         return self.steps * self.batch_size
 
 
-CURVES = {  # what share of the way from its start to its end a ratio has gone, at a share of the run
+CURVES = {  # the share of the way from start to end that a ratio has gone, at a share of the run
     "constant": lambda share: 0.0,
     "linear": lambda share: share,
     "cosine": lambda share: (1 - math.cos(math.pi * share)) / 2,
@@ -105,16 +105,16 @@ def mask_phases(
     Each phase is one compiled program; neighbours that keep equally many tokens become one phase.
 
     Args:
-        ratios: "constant" (`start` throughout), "linear" or "cosine" from `start`, which the first
-            bucket has, to `end`, which the last has; or the steps themselves, a list of ratios for equal
+        ratios: "constant" (`start` throughout), "linear" or "cosine" from `start`, the ratio of the first
+            bucket, to `end`, that of the last; or the steps themselves, a list of ratios for equal
             shares of the pairs: `[0.5] * 9 + [0.0]` leaves the last tenth unmasked.
         pairs, batch_size: of all phases together; each has whole batches.
         schedule: learning rate over all of them, as in `flipkit.Phase`.
         start, end: ratios, in [0, 1).
         buckets: how many ratios a curve is cut into.
-        name: which ratio it is: "mask_ratio" or "text_mask_ratio".
-        tokens: how many a picture or a text has; None takes only equal ratios for keeping equally many.
-        settings: of `flipkit.Phase`, for all phases.
+        name: which ratio changes: "mask_ratio" or "text_mask_ratio".
+        tokens: how many a picture or a text has; with None, only equal ratios keep equally many.
+        settings: further arguments of `flipkit.Phase`, for all phases.
     """
     if isinstance(ratios, str):
         if ratios not in CURVES:
@@ -144,7 +144,7 @@ def mask_phases(
 
 
 def whole_number(name, value, least=1) -> int:
-    """`value` as an int, a float such as 1e6 too; refused if it is no whole number of at least `least`."""
+    """`value` as an int, a float such as 1e6 too; raises unless it is whole and at least `least`."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value != int(value) or value < least:
         raise ConfigurationError(
@@ -154,15 +154,15 @@ def whole_number(name, value, least=1) -> int:
 
 
 def model_settings(phases, index) -> dict[str, object]:
-    """What the phases up to `index` have set of the model, {name: setting}: the last word holds."""
-    told = [(name, getattr(p, name)) for p in phases[: index + 1] for name in PHASE_SETTINGS]
-    return {name: setting for name, setting in told if setting is not None}
+    """The model's settings in phase `index`, {name: setting}: the last phase up to it that sets one."""
+    given = [(name, getattr(p, name)) for p in phases[: index + 1] for name in PHASE_SETTINGS]
+    return {name: setting for name, setting in given if setting is not None}
 
 
 def optimizer_steps(phases, index) -> int:
-    """How many steps the optimizer of phase `index` has behind it when the phase begins.
+    """The steps that the optimizer of phase `index` has taken when the phase begins.
 
-    Counted from the description: a run that goes on within the phase has no optimizer from before.
+    Counted from the description: a run resumed within the phase has no optimizer from before.
     """
     steps = 0
     for before, phase in itertools.pairwise(phases[: index + 1]):

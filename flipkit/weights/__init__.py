@@ -1,4 +1,4 @@
-"""Models as others store them: read into a FLIP, written from one."""
+"""Models in other projects' formats: read into a FLIP, written from one."""
 
 import inspect
 import pathlib
@@ -23,14 +23,14 @@ def load_pretrained(path, format: str | None = None, image_size=None, **options)
 
     Args:
         path: a file or a folder on this machine.
-        format: one of `formats()`; None finds out.
+        format: one of `formats()`; None detects it.
         image_size: pixels, one side or (height, width); learned positions are resampled if it is not
             the size the model was stored with. None keeps that.
-        options: what a format's `read` takes besides, such as `heads` where a file doesn't tell them.
+        options: further arguments of a format's `read`, such as `heads` where a file lacks them.
 
     Raises:
-        ConfigurationError: there is nothing, nothing known, a pickle, or tensors are missing,
-            unexpected or reshaped; all are listed.
+        ConfigurationError: there is no file, no known format, a pickle, or tensors are missing, unexpected
+            or reshaped; the message lists all.
     """
     found = _there(path)
     model = module(format or detect(found)).read(found, **options)
@@ -42,7 +42,7 @@ def load_pretrained(path, format: str | None = None, image_size=None, **options)
 
 
 def load_any(path, tokenizer: str | None = None):
-    """The MODEL of a command line: as `load_pretrained`, of whatever class it is.
+    """The MODEL of a command line: as `load_pretrained`, of any class.
 
     Args:
         path: a file or a folder: `kinds.KINDS`.
@@ -70,8 +70,8 @@ def _there(path) -> pathlib.Path:
 
 
 def describe(path) -> Any:
-    """The model at `path` for recipes, which need its towers: without its weights where the format has the
-    one without the other.
+    """The model at `path` for recipes, which need its towers: without its weights where the format can
+    read the one without the other.
 
     Raises:
         ConfigurationError: as `load_pretrained`.
@@ -82,17 +82,17 @@ def describe(path) -> Any:
 
 
 def save_as(model: FLIP, format: str, path, verify: bool = False):
-    """Writes `model` to `path` as `format` has it: all of it or nothing.
+    """Writes `model` to `path` in `format`: all of it or nothing.
 
     Args:
-        model: what to write; what concerns training alone, such as dropout, need not travel.
+        model: what to write; settings of training alone, such as dropout, may be left out.
         format: one of `formats()` that can be written.
         path: a file or a folder, where nothing is yet.
-        verify: whether it is read back, and compared by `difference`, before it gets its name.
+        verify: whether to read it back and compare it by `difference` before it gets its name.
 
     Raises:
-        ConfigurationError: the format can't express the model, naming the option; it is only read;
-            there is something at `path` already; or what was read back gives other embeddings.
+        ConfigurationError: the format can't express the model (the message names the option) or is only
+            read; there is something at `path` already; or the model read back has other embeddings.
     """
     path, writer = pathlib.Path(path), module(format)
     if not hasattr(writer, "write"):
@@ -109,13 +109,13 @@ def save_as(model: FLIP, format: str, path, verify: bool = False):
         writer.write(model, part)
         if verify and not (found := difference(model, writer.read(part))) <= TOLERANCE:
             raise ConfigurationError(
-                f"What was written as {format} gives other embeddings when it is read back: they differ "
+                f"Written as {format}, the model has other embeddings when it is read back: they differ "
                 f"by up to {found:.2g}. Expected at most {TOLERANCE:g}. Nothing was kept."
             )
 
 
 def formats() -> list[str]:
-    """The names of all formats, flipkit's own first: they are asked in this order whose a path is."""
+    """The names of all formats, flipkit's own first: the order in which `detect` tries them."""
     own = list(builtins.flipkit_formats())
     return [*own, *(name for name in plugins.names("formats") if name not in own)]
 
@@ -126,10 +126,10 @@ def written() -> list[str]:
 
 
 def module(format: str) -> Any:
-    """What reads and writes `format`.
+    """The module that reads and writes `format`.
 
     Raises:
-        UnknownName: no format has that name; names the nearest one.
+        UnknownName: no format has that name; the message names the nearest one.
     """
     if format in builtins.flipkit_formats():
         return plugins.built_in("formats", format)
@@ -151,7 +151,7 @@ def _format_of(path):
 
 
 def _is(path, name):
-    """Whether `path` is in a plugin's format; one that is broken recognises nothing."""
+    """Whether `path` is in a plugin's format; a broken plugin recognises nothing."""
     try:
         return module(name).recognises(path)
     except Exception as problem:
@@ -160,8 +160,8 @@ def _is(path, name):
 
 
 def difference(model: FLIP, other: FLIP) -> float:
-    """How far the embeddings of two models are apart, in float32: of 4 fixed random pairs, the largest
-    difference of two numbers.
+    """How far the embeddings of two models are apart, in float32: the largest difference of two numbers,
+    of 4 fixed random pairs.
     """
     rng = np.random.default_rng(0)
     size = sides(model.image.image_size)

@@ -18,7 +18,7 @@ from flipkit.tokenizers import SentencePiece
 from flipkit.weights.flax_names import entry, flax_name, head_shape
 from flipkit.weights.tensors import Entry, dump, load, refuse, refuse_pickle, weights
 
-_OWN = {  # what is not in the stack of blocks
+_OWN = {  # weights outside the stack of blocks
     "class_token": "cls",
     "patch_embed/kernel": "embedding/kernel",
     "patch_embed/bias": "embedding/bias",
@@ -31,7 +31,7 @@ _OWN = {  # what is not in the stack of blocks
 _TOWERS = {"image": ("img", "Transformer"), "text": ("txt", "Encoder_0")}
 _OTHERS = {"logit_scale": "t", "logit_bias": "b"}
 
-# What the towers are whatever a file says, since no array tells it.
+# Settings of the towers that no array determines.
 _IMAGE = {
     "activation": "gelu_tanh",
     "class_position": False,
@@ -60,12 +60,12 @@ def recognises(path: pathlib.Path) -> bool:
 def read(path: pathlib.Path) -> FLIP:
     """The two towers in the file, the blocks stacked (scan) or one by one.
 
-    Sizes and heads are those of the arrays; what arrays don't tell is SigLIP's: the text's last token, no
+    Sizes and heads are those of the arrays. The other settings are SigLIP's: the text's last token, no
     limit of the logit scale, pixels from -1 to 1, SentencePiece (without its model).
 
     Raises:
         ConfigurationError: the file is damaged or holds pickled objects, or its arrays are not two such
-            towers; lists them.
+            towers; the message lists them.
     """
     path = pathlib.Path(path)
     arrays = _unstacked(read_npz(path))
@@ -79,7 +79,7 @@ def write(model: FLIP, path: pathlib.Path):
     """Writes the parameters under big_vision's names, `params/...`, block by block.
 
     Raises:
-        ConfigurationError: names the options that big_vision has no word for.
+        ConfigurationError: the message names the options that big_vision lacks.
     """
     refuse(list(_problems(model)), "big_vision's .npz can't express this model")
     arrays: dict[str, Any] = dict(dump(model, entries(model)))
@@ -154,7 +154,7 @@ def _entry(model, path):
 
 
 def _unstacked(arrays):
-    """Blocks that a scan has stacked along a first axis, one by one."""
+    """Splits blocks that a scan has stacked along a first axis."""
     found = {}
     for name, array in arrays.items():
         if "/encoderblock/" in name:
@@ -210,14 +210,14 @@ def _model(arrays, path):
 
 
 def _problems(model):
-    """The options that the format has no word for."""
+    """The options that the format can't express."""
     kinds = {"image": (ViT, _IMAGE), "text": (TextTransformer, _TEXT)}
-    for part, (kind, told) in kinds.items():
+    for part, (kind, settings) in kinds.items():
         tower = getattr(model, part)
         if type(tower) is not kind:
             yield f"{part}={type(tower).__name__}: expected a {kind.__name__}"
             continue
-        for name, value in told.items():
+        for name, value in settings.items():
             if (have := getattr(tower, name)) != value:
                 yield f"{part}.{name}={have!r}: it is {value!r} there"
         if getattr(model, f"{part}_head") == "linear":

@@ -1,4 +1,4 @@
-"""What flax calls the parts of a transformer, in the official FLIP and in big_vision, and their shapes."""
+"""The names and shapes of a transformer's parts in flax, in the official FLIP and in big_vision."""
 
 import re
 
@@ -35,8 +35,8 @@ def entry(name: str, path: str, shape=None) -> Entry:
 
 
 def head_shape(path: str, heads: int, dim: int) -> tuple[int, ...] | None:
-    """The shape of an attention's weight where heads are an axis, in flax and in Keras; None if `path`,
-    of one of flipkit's weights, is no such weight.
+    """The shape of an attention's weight where heads are an axis, in flax and in Keras; None if `path`
+    is no such weight of flipkit.
     """
     found = re.search("attention/(query|key|value|out)/(kernel|bias)$", path)
     if not found or found.groups() == ("out", "bias"):

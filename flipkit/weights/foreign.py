@@ -1,4 +1,4 @@
-"""Configs of others, read key by key: what nobody asks for is refused by name."""
+"""Foreign configs, read key by key: `Config.close` rejects by name every key that nobody read."""
 
 import math
 import pathlib
@@ -10,15 +10,15 @@ from flipkit.errors import ConfigurationError
 from flipkit.preprocessing import STATISTICS, Preprocessing
 from flipkit.weights.tensors import refuse
 
-MOST_LAYERS = 1_000  # of a tower; what asks for more is damaged
-INTERPOLATIONS = ("bilinear", "bicubic")  # which every format has a word for
+MOST_LAYERS = 1_000  # of a tower; a config with more is damaged
+INTERPOLATIONS = ("bilinear", "bicubic")  # which every format can express
 
 
 class Config:
     """A section of a foreign config.
 
-    Every key has to be taken, required or ignored before `close`: one that flipkit doesn't know might
-    change the numbers.
+    The reader has to take, require or ignore every key before `close`: an unknown key might change the
+    numbers.
     """
 
     def __init__(self, values, source: str, name: str = ""):
@@ -39,7 +39,7 @@ class Config:
         value = self.take(key, allowed[0])
         if value not in allowed:
             known = " or ".join(repr(a) for a in allowed)
-            self._problems.append(f"{self.name}{key}={value!r}; flipkit knows {known}")
+            self._problems.append(f"{self.name}{key}={value!r}; flipkit supports {known}")
         return value
 
     def whole(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
@@ -74,12 +74,12 @@ class Config:
         return known.get(value) if isinstance(value, str) else None
 
     def ignore(self, *keys: str):
-        """Passes over keys that change no number of the model."""
+        """Skips keys that change no number of the model."""
         for key in keys:
             self._left.pop(key, None)
 
     def rest(self) -> dict:
-        """All that is left."""
+        """The values that nobody has read."""
         left, self._left = self._left, {}
         return left
 
@@ -88,9 +88,9 @@ class Config:
         return Config(self.take(key, default), self.source, f"{self.name}{key}.")
 
     def close(self):
-        """Raises ConfigurationError for every key left and every value that flipkit doesn't know."""
+        """Raises ConfigurationError for every key left and every value that flipkit doesn't support."""
         unknown = [f"{self.name}{key}={value!r}: unknown" for key, value in self._left.items()]
-        refuse(self._problems + unknown, f"{self.source} says what flipkit has no word for")
+        refuse(self._problems + unknown, f"{self.source} has settings that flipkit can't express")
 
 
 def read_json(path: pathlib.Path) -> dict:
@@ -112,7 +112,7 @@ def write_json(values: dict, path: pathlib.Path):
 def preprocessing(
     mean, std, interpolation: str, resize_mode: str, rule: str = "flipkit"
 ) -> Preprocessing:
-    """A Preprocessing of a foreign config's values; known statistics go by their name."""
+    """A Preprocessing of a foreign config's values; known statistics become their name."""
     names = [name for name, known in STATISTICS.items() if known == (tuple(mean), tuple(std))]
     statistics: Any = (names[0], None) if names else (list(mean), list(std))
     how = {"interpolation": interpolation, "resize_mode": resize_mode, "rule": rule}

@@ -47,9 +47,9 @@ def recognises(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path) -> FLIP:
-    """The model in the folder `path`, with the tokenizer whose file is there.
+    """The model in the folder `path`, with the tokenizer if its file is there.
 
-    That is merges.txt or tokenizer.json of a CLIP, spiece.model of a SigLIP.
+    The file is merges.txt or tokenizer.json of a CLIP, spiece.model of a SigLIP.
     """
     values = read_json(path / CONFIG)
     kind = values.get("model_type")
@@ -72,7 +72,7 @@ def write(model: FLIP, path: pathlib.Path):
     of CLIPModel.
 
     Raises:
-        ConfigurationError: that class can't express the model; lists every option that it has no word for.
+        ConfigurationError: that class can't express the model; the message lists every such option.
     """
     siglip = model.init_logit_bias is not None
     name = "SiglipModel" if siglip else "CLIPModel"
@@ -85,7 +85,7 @@ def write(model: FLIP, path: pathlib.Path):
 
 
 def entries(model: FLIP) -> list[Entry]:
-    """The tensors of a CLIPModel, or of a SiglipModel if there is a logit bias, and what each one holds."""
+    """The tensors of a CLIPModel, or of a SiglipModel if there is a logit bias, and their weights."""
     image, siglip = model.image, model.init_logit_bias is not None
     vision, one = "vision_model.embeddings", (1,) if siglip else ()
     found = [

@@ -29,7 +29,7 @@ ACTIVATIONS = {
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _LEGACY_EOS = 2  # in older configs of CLIP, in whose vocabulary the end is the largest id
 
-# The configs' own defaults, as of transformers 5: what a file leaves out.
+# The configs' own defaults, as of transformers 5, for keys that a file leaves out.
 _CLIP_TEXT = {
     "vocab_size": tokenizer_files.BPE_VOCAB,
     "hidden_size": 512,
@@ -181,7 +181,7 @@ def siglip(config, tensors, path):
         image_head=None,
         text_head="affine",
         max_logit_scale=None,
-        # What the stored bias began as is nobody's knowledge; SigLIP's own began at -10.
+        # No file stores what the bias began as; SigLIP's own began at -10.
         init_logit_bias=-10.0,
     )
 
@@ -199,7 +199,7 @@ def _tower(config, name, defaults):
 
 
 def _stack(config):
-    """Arguments of a tower that both have; closes its config."""
+    """The arguments that both towers share; closes the tower's config."""
     config.require("attention_dropout", 0.0, 0)
     config.ignore("model_type")
     options = {
@@ -238,7 +238,7 @@ def _text(config, **options):
 
 
 def _preprocessing(path, kind, size) -> Preprocessing:
-    """As the folder says it, or as the model's own processor does it by default."""
+    """As the folder's files have it, or as the model's own processor does it by default."""
     clip = kind == "clip"
     mean, std = STATISTICS["clip" if clip else "half"]
     values, source = _processor(path)
@@ -248,7 +248,7 @@ def _preprocessing(path, kind, size) -> Preprocessing:
     config = Config(values, source)
     config.ignore("_valid_processor_keys", "do_convert_rgb", "feature_extractor_type")
     config.ignore("image_processor_type", "processor_class", "valid_processor_keys")
-    # How tensors lie, and what `size` tells by its names
+    # The layout of tensors, and the names in `size`
     config.ignore("data_format", "input_data_format", "default_to_square")
     config.require("do_pad", False)
     for step in ("do_resize", "do_rescale", "do_normalize"):
@@ -271,10 +271,10 @@ def _preprocessing(path, kind, size) -> Preprocessing:
 
 
 def _processor(path):
-    """The settings of the image processor, without its nulls, and the file that has them; (None, "") is
-    none.
+    """The settings of the image processor, without its nulls, and the file that has them; (None, "") if
+    there are none.
 
-    transformers 5 has them in a part of the whole processor's, which it reads first.
+    transformers 5 has them in a part of the whole processor's file, which it reads first.
     """
     values, source = None, ""
     if (path / PROCESSOR).is_file():

@@ -10,7 +10,7 @@ from flipkit.weights.torch_layout import (
 
 
 def problems(model, siglip):
-    """What transformers has no word for; a line for each option."""
+    """The options that transformers can't express, a line each."""
     problems = tower_problems(model)
     if problems:
         return problems

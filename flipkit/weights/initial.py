@@ -1,4 +1,4 @@
-"""Weights of one model as the first values of another, which is described already."""
+"""Weights of one model as the first values of another, which exists already."""
 
 import pathlib
 import tempfile
@@ -8,7 +8,7 @@ from flipkit.models.flip import FLIP
 from flipkit.models.trainable import Trainable
 from flipkit.weights import tensors
 
-# Arguments that change no output of a model in use, or only name it.
+# Arguments that change no output of a trained model, or only its name.
 _FREE = {
     "build_config",
     "drop_path",
@@ -37,7 +37,7 @@ def take_weights(model: Trainable, source: Trainable, name):
 
     Args:
         model: of the class of `source`, or another, which takes the image tower alone.
-        name: what to call `source` in an error.
+        name: the name of `source` in an error.
 
     Raises:
         ConfigurationError: lists the weights that are missing, unexpected or reshaped.
@@ -59,7 +59,7 @@ def take_weights(model: Trainable, source: Trainable, name):
 
 
 def take_tokenizer(model: FLIP, source: Trainable):
-    """Gives an untrained tokenizer of `model` what `source`'s of the same class has learned."""
+    """Copies the vocabulary of `source`'s tokenizer to an untrained tokenizer of the same class."""
     if model.tokenizer is None or model.tokenizer.trained or not _same_kind(model, source):
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -73,14 +73,14 @@ def _same_kind(model, source):
 
 
 def differing_settings(model: Trainable, source: Trainable) -> list[str]:
-    """Settings that change what weights mean and are not alike: a line each.
+    """Settings that change what weights mean and that differ: a line each.
 
-    Weights of the same shapes fit a model with another activation or other pooling; whoever loads
-    them should know.
+    Weights of the same shapes fit a model with another activation or other pooling, so that callers
+    report these settings.
     """
     there, here = (registry.serialize(part.get_config()) for part in (source, model))
     shared = there.keys() & here.keys()
-    there, here = ({name: told[name] for name in shared} for told in (there, here))
+    there, here = ({name: config[name] for name in shared} for config in (there, here))
     return list(_compare(there, here))
 
 

@@ -21,15 +21,15 @@ def read(path: pathlib.Path):
 
 
 def describe(path: pathlib.Path):
-    """The model in the file as its config tells it: not built, without weights and vocabulary."""
+    """The model that the file's config describes: not built, without weights and vocabulary."""
     if not zipfile.is_zipfile(_file(path)):
-        return read(path)  # which says what is wrong
+        return read(path)  # which raises the error
     plugins.import_components()
     with zipfile.ZipFile(_file(path)) as archive:
-        told = json.loads(archive.read("config.json"))
+        stored = json.loads(archive.read("config.json"))
     for state in ("build_config", "compile_config"):
-        told.pop(state, None)
-    return registry.deserialize(told)
+        stored.pop(state, None)
+    return registry.deserialize(stored)
 
 
 def write(model, path: pathlib.Path):
@@ -43,7 +43,7 @@ def _file(path):
 
 
 def load_model(path, compile=False):
-    """The model in a `.keras` file, with the components that plugins gave it.
+    """The model in a `.keras` file, with components of plugins.
 
     Args:
         path: a file that `model.save` or a run wrote.

@@ -35,7 +35,7 @@ _CLIP = {
     "mlp/up": "dense_1",
     "mlp/down": "dense_2",
 }
-_CLIP_ALONE = {  # weights that are their layers' first
+_CLIP_ALONE = {  # weights that come first in their layers
     "logit_scale": "clip_head",
     "image/class_token": "clip_vision_encoder/layers/clip_vision_embedding",
     "image/position": "clip_vision_encoder/layers/clip_vision_embedding/position_embedding",
@@ -82,32 +82,32 @@ _ROWS = {
 def recognises(path: pathlib.Path) -> bool:
     """Whether `path` is a preset of KerasHub's CLIP or SigLIP."""
     try:
-        told = json.loads((path / _CONFIG).read_bytes())
+        stored = json.loads((path / _CONFIG).read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and told.get("class_name") in _FAMILIES
+    return isinstance(stored, dict) and stored.get("class_name") in _FAMILIES
 
 
 def read(path: pathlib.Path) -> FLIP:
-    """The model in a preset, its weights in one file or several; the tokenizer's files where they are.
+    """The model in a preset, its weights in one file or several; with the tokenizer if its files are there.
 
-    Pixels are cut and normalised as the family does it, whatever image_converter.json says. The last norm
-    of CLIP's text has an epsilon of 1e-5, as in CLIP; in KerasHub 0.32 it is 1e-6, which moves no
+    It cuts and normalises pixels as the family does, and ignores image_converter.json. The last norm of
+    CLIP's text has an epsilon of 1e-5, as in CLIP; in KerasHub 0.32 it is 1e-6, which moves no
     embedding by more than 1e-6.
 
     Raises:
-        ConfigurationError: the config says what flipkit has no word for, a file is damaged, or the arrays
-            are not the config's; lists them.
+        ConfigurationError: the config has settings that flipkit can't express, a file is damaged, or the
+            arrays are not the config's; the message lists them.
     """
     path = pathlib.Path(path)
-    told = read_json(path / _CONFIG)
-    if told.get("class_name") not in _FAMILIES:
+    stored = read_json(path / _CONFIG)
+    if stored.get("class_name") not in _FAMILIES:
         raise ConfigurationError(
             f"Expected a preset of {' or '.join(_FAMILIES)}. Received: {path}, which is of "
-            f"{told.get('class_name')!r}."
+            f"{stored.get('class_name')!r}."
         )
-    describe, layers, alone = _FAMILIES[told["class_name"]]
-    model = describe(Config(told.get("config"), str(path / _CONFIG)), path)
+    describe, layers, alone = _FAMILIES[stored["class_name"]]
+    model = describe(Config(stored.get("config"), str(path / _CONFIG)), path)
     described = shape_only(model)  # a config must not make flipkit allocate
     entries = [_entry(described, place, layers, alone) for place in weights(described)]
     load(model, entries, _arrays(path), str(path))
@@ -118,7 +118,7 @@ def read(path: pathlib.Path) -> FLIP:
 
 
 def _entry(model, path, layers, alone) -> Entry:
-    """Which array holds one of our weights."""
+    """The array that holds one of flipkit's weights."""
     if path == "logit_bias":
         return entry(f"layers/{alone['logit_scale']}/vars/1", path)
     tower = model.image if path.startswith("image/") else model.text

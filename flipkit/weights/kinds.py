@@ -1,4 +1,4 @@
-"""What a MODEL of a command line is, what to say of what is none, and a tokenizer that is given to it."""
+"""A MODEL of a command line: its kinds, the errors for a path that is none, and its tokenizer."""
 
 import pathlib
 from collections.abc import Callable
@@ -13,28 +13,28 @@ KINDS = (
     "big_vision's .npz, or a checkpoint of the official FLIP"
 )
 _HUBS = ("hf-hub:", "hf://", "http://", "https://", "local-dir:")
-_SHOWN = 8  # models of a folder that an error names
+_SHOWN = 8  # models of a folder that an error lists
 
 
 def missing(path: pathlib.Path, given: str) -> UnknownName:
-    """The error for a path where nothing is: the nearest name beside it, or that nothing is fetched."""
-    told = f"No such file or folder: {given}."
+    """The error for a path where nothing is: the nearest name beside it, or how to fetch the model."""
+    text = f"No such file or folder: {given}."
     if given.startswith("local-dir:"):
-        return UnknownName(f"{told} Give the folder alone: {given.removeprefix('local-dir:')}")
+        return UnknownName(f"{text} Give the folder alone: {given.removeprefix('local-dir:')}")
     if given.startswith(_HUBS) or (len(path.parts) == 2 and not path.parent.is_dir()):
         name = given.partition(":")[2].lstrip("/") if given.startswith(_HUBS) else given
         return UnknownName(
-            f"{told} flipkit downloads nothing. If that is a model of the Hugging Face Hub, fetch it "
+            f"{text} flipkit downloads nothing. If that is a model of the Hugging Face Hub, fetch it "
             f"first, hf download {name} --local-dir FOLDER, and give FOLDER. A model is {KINDS}."
         )
     siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-    return UnknownName(f"{told} {nearest(path.name, siblings)}")
+    return UnknownName(f"{text} {nearest(path.name, siblings)}")
 
 
 def unknown(
     path: pathlib.Path, formats, recognised: Callable[[pathlib.Path], bool]
 ) -> ConfigurationError:
-    """The error for a path that no format knows, with the nearest thing that is a model.
+    """The error for a path that no format recognises, with the nearest path that is a model.
 
     Args:
         path: a file or a folder.
@@ -58,7 +58,7 @@ def unknown(
         tensors.refuse_pickle(file)
     if tables := [p for p in inside or [path] if p.suffix == ".safetensors"]:
         return ConfigurationError(
-            f"Tensors alone don't tell their model. Received: {tables[0]}. Give the folder that holds "
+            f"Tensors alone don't determine their model. Received: {tables[0]}. Give the folder that holds "
             "its config, open_clip_config.json or config.json, too."
         )
     return ConfigurationError(
@@ -77,7 +77,7 @@ _FILES: dict[type, str] = {
 
 
 def require_tokenizer(model, given: str):
-    """Raises ConfigurationError if `model`, which came from `given`, can't tokenize: what to give it."""
+    """Raises ConfigurationError if `model`, read from `given`, can't tokenize; names the missing file."""
     own = model.tokenizer
     if own is None:
         wanted = (
@@ -95,9 +95,9 @@ def require_tokenizer(model, given: str):
 
 
 def give_tokenizer(model, given: str):
-    """Gives `model` the tokenizer in the file or folder `given`, or of that name.
+    """Sets the tokenizer of `model` to the one in the file or folder `given`, or of that name.
 
-    Where the model says which one it takes and only lacks its file, that one is kept.
+    A tokenizer of the same class as the model's, which only lacks its file, keeps its settings.
 
     Raises:
         ConfigurationError: there is none, or it has more ids than the model's token table has rows.
@@ -119,7 +119,7 @@ def _named(given):
 
 
 def _read(path, own):
-    """The tokenizer in a file, or in the one file of a folder that is one."""
+    """The tokenizer in a file, or in the only tokenizer file of a folder."""
     if path.is_dir():
         names = (*tokenizer_files.MERGES, tokenizer_files.SPIECE, "vocabulary.spm", "vocab.txt")
         files = [path / name for name in (*names, tokenizer_files.WHOLE) if (path / name).is_file()]

@@ -45,7 +45,7 @@ def recognises(path: pathlib.Path) -> bool:
 def read(path: pathlib.Path) -> FLIP:
     """The model in the folder `path`.
 
-    Where the config names no tokenizer it is CLIP's byte pairs, without their file if none is there.
+    Where the config names no tokenizer, it is CLIP's byte pairs, without merges if their file is missing.
     `patch_dropout` becomes the mask ratio.
     """
     config = read_json(path / CONFIG)
@@ -69,7 +69,7 @@ def write(model: FLIP, path: pathlib.Path):
     """Writes a folder that `open_clip.create_model("local-dir:...")` loads.
 
     Raises:
-        ConfigurationError: open_clip can't express the model; lists every option that it has no word for.
+        ConfigurationError: open_clip can't express the model; the message lists every such option.
     """
     refuse(problems(model), "open_clip can't express this model")
     config = {"model_cfg": model_config(model), "preprocess_cfg": preprocess_config(model)}
@@ -80,10 +80,10 @@ def write(model: FLIP, path: pathlib.Path):
 
 
 def entries(model: FLIP, text: str = "", timm: bool = False) -> list[Entry]:
-    """open_clip's tensors, and what of `model` each one holds.
+    """open_clip's tensors, and the weights of `model` in each.
 
     Args:
-        text: what stands before the names of the text tower: "text." with custom_text.
+        text: prefix of the text tower's names: "text." with custom_text.
         timm: whether the image tower is one of timm's; SigLIP's always is.
     """
     if model.image.pool == "map":

@@ -84,7 +84,7 @@ def _timm_image(config, name):
             f"timm_proj={head!r}, image_size={size}"
         )
     bias = bool(config.take("timm_proj_bias", False))
-    # Those of training, and those whose values the name replaces.
+    # Keys of training, and keys whose values the name replaces.
     config.ignore("timm_model_pretrained", "timm_drop", "timm_drop_path")
     config.ignore("patch_size", "width", "layers", "head_width", "mlp_ratio", "ls_init_value")
     config.close()
@@ -101,10 +101,12 @@ def _image(config, quick_gelu, tensors):
     config.ignore("timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path")
     size, patch = _size(config, "image_size", 224), _size(config, "patch_size", 16)
     if not isinstance(patch, int):
-        raise ConfigurationError(f"{config.source}: patch_size={patch}; flipkit knows square ones")
+        raise ConfigurationError(
+            f"{config.source}: patch_size={patch}; flipkit supports square ones"
+        )
     options = _stack(config, quick_gelu, 768, 64)
     height, width = sides(size)
-    config.require("pos_embed_type", *POSITIONS)  # the table itself tells which
+    config.require("pos_embed_type", *POSITIONS)  # the table itself determines it
     table = tensors.get("visual.positional_embedding", np.ones((1, 1)))
     options |= position_options(table, (height // patch, width // patch))
     pool = config.choice("pool_type", "tok", IMAGE_POOLS)
@@ -150,7 +152,7 @@ def _text(config, quick_gelu):
 
 
 def _stack(config, quick_gelu, width, head_width):
-    """Arguments of a tower that both have; `head_width` is the image tower's default."""
+    """The arguments that both towers share; `head_width` is the image tower's default."""
     width = config.whole("width", width)
     heads = config.whole("heads", 8) if head_width is None else None
     heads = heads or max(1, width // config.whole("head_width", head_width))

@@ -12,7 +12,7 @@ from flipkit.weights.torch_layout import (
 
 
 def problems(model):
-    """What open_clip has no word for; a line for each option."""
+    """The options that open_clip can't express, a line each."""
     problems = tower_problems(model)
     if problems:
         return problems

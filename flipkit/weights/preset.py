@@ -1,4 +1,4 @@
-"""Presets as Keras users know them: a folder of config.json, model.weights.h5 and the tokenizer's files."""
+"""Presets in Keras's form: a folder of config.json, model.weights.h5 and the tokenizer's files."""
 
 import json
 import pathlib
@@ -17,22 +17,22 @@ _CONFIG, _WEIGHTS, _TOKENIZER = "config.json", "model.weights.h5", "assets/token
 def recognises(path: pathlib.Path) -> bool:
     """Whether `path` is a folder that `write` made."""
     try:
-        told = json.loads((path / _CONFIG).read_bytes())
+        stored = json.loads((path / _CONFIG).read_bytes())
     except (OSError, ValueError):
         return False
-    config = told.get("config") if isinstance(told, dict) else None
+    config = stored.get("config") if isinstance(stored, dict) else None
     return isinstance(config, dict) and {"image", "text", "masker"} <= config.keys()
 
 
 def write(model: FLIP, path: pathlib.Path):
     """Makes the folder `path`, from which `read` makes an equal model."""
     path.mkdir()
-    told = registry.serialize(model)
+    stored = registry.serialize(model)
     for state in (
         "build_config",
         "compile_config",
-    ):  # a preset is for any use, not to go on training
-        told.pop(state, None)
+    ):  # a preset is for any use, not to resume training
+        stored.pop(state, None)
     # A compiled model would store its optimizer too.
     plain = FLIP.from_config(model.get_config())
     plain.build()
@@ -40,7 +40,7 @@ def write(model: FLIP, path: pathlib.Path):
     assign(plain, {**values, "step": model.step.numpy()}, "the model")
     plain.save_weights(path / _WEIGHTS)
     model.save_assets(path / _TOKENIZER)
-    (path / _CONFIG).write_text(json.dumps(told, indent=1), encoding="utf-8")
+    (path / _CONFIG).write_text(json.dumps(stored, indent=1), encoding="utf-8")
 
 
 def read(path: pathlib.Path) -> FLIP:
@@ -50,9 +50,9 @@ def read(path: pathlib.Path) -> FLIP:
         ConfigurationError: files are missing or damaged, or the arrays are not the model's; lists them.
     """
     plugins.import_components()
-    told = json.loads((path / _CONFIG).read_bytes())
+    stored = json.loads((path / _CONFIG).read_bytes())
     try:
-        model = registry.deserialize(told)
+        model = registry.deserialize(stored)
     except (KeyError, TypeError, ValueError) as problem:
         raise ConfigurationError(f"{path / _CONFIG} describes no model: {problem}") from problem
     if (path / _TOKENIZER).is_dir():
@@ -89,7 +89,7 @@ def arrays(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
 
 
 def _refuse(model, found, path):
-    """Lists in what `found` differs from what Keras would write of `model`."""
+    """Lists where `found` differs from the arrays that Keras would write of `model`."""
     with tempfile.TemporaryDirectory() as folder:
         whole = pathlib.Path(folder) / _WEIGHTS
         model.save_weights(whole)

@@ -23,7 +23,7 @@ from flipkit.weights.tensors import Entry, load, refuse, weights
 HEADS = {512: 8, 768: 12, 1024: 16, 1280: 16}  # width -> heads: Table 9 of arXiv 2212.00794
 _POSITIONS = "img_encoder/posembed_encoder/pos_embedding"
 _DAMAGE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, zlib.error)
-_OWN = {  # what is not in the stack of blocks
+_OWN = {  # weights outside the stack of blocks
     "class_token": "cls",
     "patch_embed/kernel": "embedding/kernel",
     "patch_embed/bias": "embedding/bias",
@@ -40,12 +40,12 @@ def recognises(path: pathlib.Path) -> bool:
 def read(path: pathlib.Path, heads: tuple[int, int] | None = None) -> FLIP:
     """The model in a checkpoint, its parameters without the optimizer's moments.
 
-    Sizes are those of the arrays. What arrays don't tell is as in the released models: class token
+    Sizes are those of the arrays. The other settings are those of the released models: class token
     pooled with the patches, the text's first token, WordPiece (without its vocabulary).
 
     Args:
-        path: a folder `checkpoint_N`, or its parent: the newest counts.
-        heads: attention heads (image, text); None is what Table 9 has for the towers' widths.
+        path: a folder `checkpoint_N`, or its parent, of which the newest is read.
+        heads: attention heads (image, text); None takes those of Table 9 for the towers' widths.
 
     Raises:
         ConfigurationError: the index or arrays are missing, damaged or not those of a FLIP; lists them.
@@ -104,7 +104,7 @@ def _checkpoint(path):
 
 
 def _index(path, part):
-    """The tree of arrays and of what says where arrays are."""
+    """The tree of arrays and of entries that locate arrays."""
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_flax_array, strict_map_key=False)
         return tree["optimizer"][part]
@@ -132,14 +132,18 @@ def _leaves(tree, prefix=""):
 
 
 def _array(folder, spec):
-    """One array, chunk by chunk. Where the bucket or folder was that it was written to is of no matter."""
+    """One array, chunk by chunk. The bucket or folder that it was written to does not matter."""
     folder = folder / pathlib.PurePosixPath(spec["kvstore"]["path"]).name
-    told = json.loads((folder / ".zarray").read_bytes())
-    shape, chunks, dtype = tuple(told["shape"]), tuple(told["chunks"]), np.dtype(told["dtype"])
-    kind = (told["zarr_format"], told["order"], told["filters"], told["compressor"]["id"])
+    header = json.loads((folder / ".zarray").read_bytes())
+    shape, chunks, dtype = (
+        tuple(header["shape"]),
+        tuple(header["chunks"]),
+        np.dtype(header["dtype"]),
+    )
+    kind = (header["zarr_format"], header["order"], header["filters"], header["compressor"]["id"])
     if kind != (2, "C", None, "gzip") or shape != tuple(spec["metadata"]["shape"]):
         raise ValueError(
-            f"expected a gzipped zarr 2 array {spec['metadata']['shape']}, found {told}"
+            f"expected a gzipped zarr 2 array {spec['metadata']['shape']}, found {header}"
         )
     array = np.empty(shape, dtype)
     size = int(np.prod(chunks)) * dtype.itemsize
@@ -153,7 +157,7 @@ def _array(folder, spec):
 
 
 def _inflate(path, size):
-    """The `size` bytes of a gzipped chunk; never unpacks more, whatever the file says."""
+    """The `size` bytes of a gzipped chunk; it never unpacks more, whatever the file claims."""
     stream = zlib.decompressobj(wbits=31)
     data = stream.decompress(path.read_bytes(), size + 1)
     if len(data) != size or not stream.eof:
@@ -165,7 +169,7 @@ def _inflate(path, size):
 
 
 def entries(model: FLIP) -> list[Entry]:
-    """What each official array holds. Fixed positions are not among a model's weights."""
+    """The weights in each official array. Fixed positions are not among a model's weights."""
     image, text = model.image, model.text
     size = image.patch_size
     shapes = {
@@ -187,7 +191,7 @@ _positions = Entry(
 
 
 def _model(arrays, heads, folder):
-    """A FLIP of the arrays' sizes; takes fixed positions out of `arrays`."""
+    """A FLIP of the arrays' sizes; removes fixed positions from `arrays`."""
     needed = [
         "img_encoder/embedding/kernel",
         _POSITIONS,
@@ -232,7 +236,7 @@ def _stack(arrays, tower, up, heads):
     dim, hidden = up.shape
     if heads is None and dim not in HEADS:
         raise ConfigurationError(
-            "A t5x checkpoint doesn't tell its attention heads, and the paper has no tower of width "
-            f"{dim}, only of {sorted(HEADS)}. Say them: load_pretrained(path, heads=(image, text))."
+            "A t5x checkpoint doesn't store its attention heads, and the paper has no tower of width "
+            f"{dim}, only of {sorted(HEADS)}. Set them: load_pretrained(path, heads=(image, text))."
         )
     return {"depth": len(blocks), "heads": heads or HEADS[dim], "mlp_dim": hidden}

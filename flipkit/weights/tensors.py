@@ -1,4 +1,4 @@
-"""Tensors on their way between files and a model: read with suspicion, assigned by name."""
+"""Tensors between files and a model: checked when read, assigned by name."""
 
 import dataclasses
 import itertools
@@ -18,10 +18,10 @@ from flipkit.encoders import shape_only
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
 
-# Files that are read by unpickling them, which runs whatever code they hold.
+# Files whose reader unpickles them, which runs the code that they hold.
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
-_SHOWN = 20  # problems that an error lists; of the rest it tells the number
+_SHOWN = 20  # problems that an error lists; it counts the others
 _HEADER_LIMIT = 100_000_000  # bytes, the limit of the safetensors library
 
 DTYPES = {
@@ -44,7 +44,7 @@ DTYPES = {
 def refuse_pickle(path):
     """Raises ConfigurationError if `path` is a pickle: by its ending, its zip index or its bytes.
 
-    A pickle is a program; reading it runs it. flipkit reads none, whoever made it.
+    A pickle is a program; reading it runs it. flipkit reads none.
     """
     path = pathlib.Path(path)
     reason = None
@@ -85,8 +85,8 @@ def read_safetensors(path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file, read-only views of it.
 
     Raises:
-        ConfigurationError: the file is a pickle, cut short, or its header contradicts it: lists every
-            tensor that is outside the file, overlaps another or has the wrong size.
+        ConfigurationError: the file is a pickle, cut short, or its header contradicts it; the message
+            lists every tensor that is outside the file, overlaps another or has the wrong size.
     """
     path = pathlib.Path(path)
     refuse_pickle(path)
@@ -129,7 +129,7 @@ def _read_header(path) -> tuple[dict, int]:
 
 
 def _once(pairs):
-    """A JSON object of which no key comes twice."""
+    """A JSON object; raises if a key comes twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name comes twice")
@@ -142,7 +142,7 @@ def _whole(values) -> bool:
 
 
 def _fault(name, entry):
-    """What is wrong with one entry of a header by itself; None is nothing."""
+    """The error in one entry of a header by itself; None if there is none."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         return f"{name}: expected dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -184,7 +184,7 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
 def weights(model) -> dict:
     """The model's variables that weights of others can have: {canonical path: variable}.
 
-    Not `step`, which counts a run's steps, nor the states of random numbers.
+    It leaves out `step`, which counts a run's steps, and the states of random numbers.
     """
     found = {canonical(variable.path): variable for variable in model.weights}
     found.pop("step", None)
@@ -192,9 +192,9 @@ def weights(model) -> dict:
 
 
 def differences(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]):
-    """What keeps tensors of shapes `found` from being those of shapes `expected`, a line each.
+    """The differences between tensors of shapes `found` and those of shapes `expected`, a line each.
 
-    Those that `refuse` shows are of every kind: what is missing is often there under another name.
+    The lines that `refuse` shows are of every kind: a missing tensor is often there under another name.
     """
     missing = [f"missing: {name} {tuple(expected[name])}" for name in expected if name not in found]
     unexpected = [
@@ -221,12 +221,12 @@ def refuse(problems: Sequence[str], title: str):
 
 
 def assign(model, values: Mapping[str, np.ndarray], source: str):
-    """Puts `values` into the weights of `model`; the one place where that happens.
+    """Puts `values` into the weights of `model`; no other function does.
 
     Args:
         model: a `flipkit.FLIP`, built.
         values: {canonical path: array}, one for every weight and no other; `step` may be among them.
-        source: what the values came from, for the error.
+        source: the origin of the values, for the error.
 
     Raises:
         ConfigurationError: lists what is missing, unexpected and reshaped; nothing was assigned.
@@ -259,27 +259,27 @@ class Entry:
 
 
 def load(model, entries: Sequence[Entry], tensors: Mapping[str, np.ndarray], source: str):
-    """Puts a file's tensors into `model`; refuses in the file's names what doesn't fit.
+    """Puts a file's tensors into `model`; the error for those that don't fit has the file's names.
 
-    A model that isn't built is built when all shapes are right, so that no file can make it allocate
-    more than it holds itself.
+    The function builds a model that isn't built once all shapes are right, so that no file can make it
+    allocate more than the file holds.
     """
     described = model if model.built else shape_only(model)
     shapes = {path: tuple(variable.shape) for path, variable in weights(described).items()}
     held = sum(tensor.size for tensor in tensors.values())
     beyond = [f"{path} {shape}" for path, shape in shapes.items() if math.prod(shape) > held]
-    refuse(beyond, f"The config of {source} asks for more than the {held:,} numbers of its file")
+    refuse(beyond, f"The config of {source} needs more than the {held:,} numbers of its file")
     expected = {
         entry.name: entry.encode([np.broadcast_to(0.0, shapes[path]) for path in entry.paths]).shape
         for entry in entries
     }
-    # Some write a number as it is, some as an array of one.
+    # Some files write a number as it is, some as an array of one.
     scalars = {name for name, shape in expected.items() if shape in ((), (1,))}
     found = {
         name: expected[name] if name in scalars and tensor.shape in ((), (1,)) else tensor.shape
         for name, tensor in tensors.items()
     }
-    refuse(differences(expected, found), f"The tensors of {source} are not what its config says")
+    refuse(differences(expected, found), f"The tensors of {source} are not those of its config")
     values = {}
     for entry in entries:
         parts = entry.decode(tensors[entry.name], [shapes[path] for path in entry.paths])
@@ -303,8 +303,8 @@ def dump(model, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
 def resample_positions(table: np.ndarray, grid, new_grid) -> np.ndarray:
     """Learned positions (rows * columns, dim) of one grid -> (new rows * new columns, dim) of another.
 
-    As `flipkit.layers.resample_positions`. What comes before the grid's own rows, such as a class
-    token's position, is kept as it is.
+    As `flipkit.layers.resample_positions`. Rows before the grid's own, such as a class token's position,
+    stay as they are.
     """
     if tuple(grid) == tuple(new_grid):
         return np.asarray(table)
@@ -315,9 +315,9 @@ def resample_positions(table: np.ndarray, grid, new_grid) -> np.ndarray:
 def resample_patches(kernel: np.ndarray, size: int, new_size: int) -> np.ndarray:
     """A patch embedding (size * size * channels, dim) -> the same for patches of `new_size` pixels a side.
 
-    It gives a patch that was resized, bicubic and antialiased, what the old one gave the patch itself:
-    exactly where patches grow, by least squares where they shrink (FlexiViT, arXiv 2212.08013, section
-    3.4).
+    It maps a patch that was resized, bicubic and antialiased, to what the old one maps the patch itself
+    to: exactly where patches grow, by least squares where they shrink (FlexiViT, arXiv 2212.08013,
+    section 3.4).
     """
     if size == new_size:
         return np.asarray(kernel)

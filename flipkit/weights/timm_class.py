@@ -48,7 +48,7 @@ def towers() -> dict[str, dict]:
 
 
 def entries(image: ViT, head: str | None) -> list[Entry]:
-    """The tensors of the tower and its head (`image_head`), and what of a model each one holds."""
+    """The tensors of the tower and its head (`image_head`), and the weights of a model in each."""
     rows = image.class_position + image.patches
     found = [
         same(f"{TRUNK}.cls_token", "image/class_token"),

@@ -1,4 +1,4 @@
-"""SigLIP's image towers as timm has them, which open_clip's configs call by their names."""
+"""SigLIP's image towers in timm, to which open_clip's configs refer by name."""
 
 from flipkit.encoders import ViT
 from flipkit.weights.tensors import Entry
@@ -50,7 +50,7 @@ def towers() -> dict[str, dict]:
 
 
 def name_of(image: ViT) -> str | None:
-    """What timm calls a tower like `image`; None if it has none such."""
+    """Timm's name of a tower like `image`; None if it has none such."""
     for name, options in towers().items():
         own = {option: getattr(image, option) for option in options}
         own["mlp_dim"] = image.mlp_dim or 4 * image.dim
@@ -60,7 +60,7 @@ def name_of(image: ViT) -> str | None:
 
 
 def entries(image: ViT) -> list[Entry]:
-    """The tower's tensors in open_clip, and what of a model each one holds."""
+    """The tower's tensors in open_clip, and the weights of a model in each."""
     pool, ours = f"{TRUNK}.attn_pool", "image/pool"
     return [
         same(f"{TRUNK}.pos_embed", "image/position", (1, image.patches, image.dim)),
@@ -80,7 +80,7 @@ def entries(image: ViT) -> list[Entry]:
 
 
 def blocks(image: ViT) -> list[Entry]:
-    """The tensors that all of timm's ViTs have alike: patches, blocks, the last norm."""
+    """The tensors that all of timm's ViTs share: patches, blocks, the last norm."""
     found = [
         convolution(
             f"{TRUNK}.patch_embed.proj.weight", "image/patch_embed/kernel", image.patch_size

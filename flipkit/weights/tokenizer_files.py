@@ -1,4 +1,4 @@
-"""The tokenizers that folders of others carry: CLIP's byte pairs in several forms, SentencePiece's."""
+"""Tokenizers in foreign folders: CLIP's byte pairs in several forms, SentencePiece's."""
 
 import json
 import pathlib
@@ -22,7 +22,7 @@ def byte_pairs(folder: pathlib.Path, vocab: int) -> ClipBPE | None:
         vocab: rows of the token table.
 
     Raises:
-        ConfigurationError: the one tokenizer in the folder is another than CLIP's, or has more ids.
+        ConfigurationError: the only tokenizer in the folder is not CLIP's, or has more ids.
     """
     files = [folder / name for name in (*MERGES, WHOLE) if (folder / name).is_file()]
     if not files:
@@ -37,7 +37,7 @@ def byte_pairs(folder: pathlib.Path, vocab: int) -> ClipBPE | None:
 
 
 def sentence_piece(folder: pathlib.Path) -> SentencePiece | None:
-    """SigLIP's tokenizer with the model in `folder`; None if there is none, told if there is another."""
+    """SigLIP's tokenizer with the model in `folder`; None, with a warning if another kind is there."""
     if (folder / SPIECE).is_file():
         return SentencePiece(folder / SPIECE, clean="canonicalize", add_eos=True, pad=1)
     if (folder / WHOLE).is_file():
@@ -51,7 +51,7 @@ def sentence_piece(folder: pathlib.Path) -> SentencePiece | None:
 
 
 def of_whole(path: pathlib.Path) -> ClipBPE:
-    """CLIP's tokenizer with the merges in a tokenizer.json, checked to give the ids of its table."""
+    """CLIP's tokenizer with the merges in a tokenizer.json, whose ids have to be those of its table."""
     whole = read_json(path)
     model = whole.get("model")
     model = model if isinstance(model, dict) else {}
@@ -77,7 +77,7 @@ def of_whole(path: pathlib.Path) -> ClipBPE:
 
 
 def _lines(merges) -> list[str] | None:
-    """Merges as lines of two pieces, from pairs or from such lines; None if they are neither."""
+    """Merges as lines of two pieces, from pairs or from lines; None if they are neither."""
     if not isinstance(merges, list):
         return None
     found = [pair.split() if isinstance(pair, str) else pair for pair in merges]

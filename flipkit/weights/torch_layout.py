@@ -1,4 +1,4 @@
-"""How torch lays out what flipkit's layers hold: kernels turned round, convolutions, stacked q, k, v."""
+"""Torch's layout of flipkit's layers: transposed kernels, convolutions, stacked q, k, v."""
 
 import math
 
@@ -14,10 +14,10 @@ _NO_WEIGHTS = ("attn_mask", "context_length", "input_resolution", "position_ids"
 
 
 def own_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`tensors` by the names that the model itself gives them, without those that are no weights.
+    """`tensors` by the model's own names, without those that are no weights.
 
-    A prefix of what was around the model, in all names, is taken off, however many there are. Masks,
-    ids of positions and sizes, which some files hold too, follow from the config.
+    It removes the prefixes of wrappers around the model, if all names have them. Masks, ids of positions
+    and sizes, which some files hold too, follow from the config.
     """
 
     def wrapper():
@@ -134,10 +134,10 @@ def positions(name: str, image: ViT, bias: bool = False) -> Entry:
 
 
 def position_options(table: np.ndarray, grid: tuple[int, int]) -> dict:
-    """How a ViT makes the positions (1 + patches, dim) of a file: arguments of `ViT`.
+    """The arguments of a ViT with the positions (1 + patches, dim) of a file.
 
-    A class token whose row is zeros has no position of its own, and what equals the sine-cosine table
-    to float32's rounding is that.
+    A class token whose row is zeros has no position of its own. A table that equals the sine-cosine table
+    to float32's rounding becomes that.
     """
     if table.ndim != 2 or len(table) != 1 + math.prod(grid) or table[0].any():
         return {"positions": "learned", "class_position": True}
@@ -147,7 +147,7 @@ def position_options(table: np.ndarray, grid: tuple[int, int]) -> dict:
 
 
 def logit_scale(model: FLIP, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`tensors` with a `logit_scale` that means as much where nothing clips it."""
+    """`tensors` with a `logit_scale` that means the same where nothing clips it."""
     if model.max_logit_scale is not None:
         limit = np.float32(math.log(model.max_logit_scale))
         tensors["logit_scale"] = np.clip(tensors["logit_scale"], np.float32(0), limit)
@@ -155,7 +155,7 @@ def logit_scale(model: FLIP, tensors: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 def logit_scale_limit(logit_scale: np.ndarray) -> float | None:
-    """What `max_logit_scale` clips nothing away from a stored logit scale: CLIP's 100, or None.
+    """The `max_logit_scale` that clips nothing from a stored logit scale: CLIP's 100, or None.
 
     open_clip and transformers don't clip in the forward pass; CLIP's training keeps it to 100.
     """
@@ -163,11 +163,11 @@ def logit_scale_limit(logit_scale: np.ndarray) -> float | None:
     return 100.0 if np.array_equal(clipped, logit_scale) else None
 
 
-# What keeps a model from being said in formats of torch ------------------------------------------
+# Models that torch's formats can't express ------------------------------------------------------
 
 
 def tower_problems(model: FLIP) -> list[str]:
-    """Why the towers aren't transformers as CLIP's and SigLIP's are; a line each."""
+    """The differences between the towers and CLIP's and SigLIP's transformers, a line each."""
     problems = []
     if type(model.image) is not ViT:
         problems.append(f"image={type(model.image).__name__}: expected a ViT")

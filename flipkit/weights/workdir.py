@@ -16,7 +16,7 @@ def recognises(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path) -> Any:
-    """The model as it was at the newest checkpoint, with the averages of its weights if there are any.
+    """The model at the newest checkpoint, with the averages of its weights if there are any.
 
     Raises:
         ConfigurationError: there is no checkpoint yet, run.json can't be read, or the checkpoint is not
@@ -43,7 +43,7 @@ def read(path: pathlib.Path) -> Any:
             raise ConfigurationError(f"The run in {path} has no checkpoint yet.")
         values = saved.weights(model)
         source = f"the checkpoint of step {saved.latest()} in {path}"
-    # Random numbers that layers of others keep are not for another run to go on with.
+    # Another run does not resume the random numbers of foreign layers.
     states = (
         {canonical(variable.path) for variable in model.variables} - {"step"} - {*weights(model)}
     )

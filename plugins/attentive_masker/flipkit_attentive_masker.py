@@ -1,4 +1,4 @@
-"""A masker that asks the image tower: it keeps the patches that are paid the most attention."""
+"""A masker that uses the image tower: it keeps the patches with the most attention."""
 
 import flipkit  # before keras, whose backend it chooses
 
@@ -16,22 +16,22 @@ class AttentiveMasker(flipkit.Masker):
 
     The scores, `tower.scores`, are those of an exponential moving average of the image tower, which sees
     all patches: that costs about one more forward pass without masks. Each call moves the average first, by
-    1 - `decay` towards the tower as it is; the first one takes the tower's weights, wherever those came
-    from. Nothing is drawn: an image keeps the same patches until the average has changed.
+    1 - `decay` towards the current tower; the first one takes the tower's weights, from any source. Nothing
+    is drawn: an image keeps the same patches until the average has changed.
 
     The authors' code scores squares of 2 x 2 patches, and lets its decay rise to 1 along a cosine; both
     are left out here.
 
     Args:
-        decay: how much of the average stays, in [0, 1); 0.996 is where the authors' code begins.
-        shrink: the average looks at pictures that are so many times smaller, and its scores are
+        decay: how much of the average stays, in [0, 1); the authors' code begins at 0.996.
+        shrink: the factor by which the average's pictures are smaller; its scores are
             interpolated between patches. With 2 it sees a quarter of the tokens. It has to divide the patch
             size and both sides of the grid.
     """
 
     needs = ("pixels", "tower")
     expected_failures = {
-        "draws_anew_at_every_step": "an image keeps what is paid attention, until that moves"
+        "draws_anew_at_every_step": "an image keeps the patches with the most attention, until that moves"
     }
 
     def __init__(self, decay=0.996, shrink=1, **kwargs):
@@ -52,7 +52,7 @@ class AttentiveMasker(flipkit.Masker):
         tower = model.image
         if not callable(getattr(tower, "scores", None)):
             raise flipkit.ConfigurationError(
-                "The masker 'attentive' asks the image tower how much attention each patch is paid. "
+                "The masker 'attentive' needs the image tower's attention to each patch. "
                 f"Expected one with scores(x), such as 'vit'. Received: {type(tower).__name__}"
             )
         self._tower = lambda: tower  # not the tower itself: Keras would call its variables mine too
@@ -65,7 +65,7 @@ class AttentiveMasker(flipkit.Masker):
     def build(self, input_shape):
         if self.average is None:
             raise flipkit.ConfigurationError(
-                "The masker 'attentive' works only in a model, whose image tower it asks: "
+                "The masker 'attentive' works only in a model, whose image tower it uses: "
                 "flipkit.FLIP(..., masker='attentive')"
             )
         self.updates = self.add_weight(
@@ -118,5 +118,5 @@ def shrunk(x, grid, patch_size, times):
 
 @flipkit.hookimpl
 def flipkit_maskers():
-    """The name a recipe writes: `masker="attentive"`."""
+    """The name in recipes: `masker="attentive"`."""
     return {"attentive": AttentiveMasker}

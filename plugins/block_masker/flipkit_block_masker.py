@@ -13,9 +13,9 @@ flipkit_api = (1, 1)  # the oldest and the newest hook API this works with
 class BlockMasker(flipkit.Masker):
     """Keeps blocks of `block` x `block` patches, drawn at random and the last one cut to fit.
 
-    What is kept is contiguous, so a tower sees whole details instead of scattered patches. With
+    The kept patches are contiguous, so a tower sees whole details instead of scattered patches. With
     `block=1` it is the random masker. Blocks at the right and lower edge are smaller where `block`
-    does not divide the grid; a text is a grid of one row, of which it keeps runs of `block` tokens.
+    does not divide the grid. A text is a grid of one row, of which it keeps runs of `block` tokens.
 
     Args:
         block: side of a block, in patches.
@@ -51,5 +51,5 @@ class BlockMasker(flipkit.Masker):
 
 @flipkit.hookimpl
 def flipkit_maskers():
-    """The name a recipe writes: `masker="block"`."""
+    """The name in recipes: `masker="block"`."""
     return {"block": BlockMasker}

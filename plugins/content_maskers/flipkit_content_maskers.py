@@ -1,4 +1,4 @@
-"""Maskers that look at the pixels: clusters of patches that look alike, patches with much in them."""
+"""Maskers that read the pixels: they drop clusters of similar patches, or keep detailed patches."""
 
 import flipkit  # before keras, whose backend it chooses
 
@@ -12,12 +12,12 @@ register = keras.saving.register_keras_serializable(package="flipkit_content_mas
 
 @register
 class ClusterMasker(flipkit.Masker):
-    """Drops clusters of patches that look alike: E-CLIP (Wei et al., CVPR 2024, arXiv 2405.08815).
+    """Drops clusters of similar patches: E-CLIP (Wei et al., CVPR 2024, arXiv 2405.08815).
 
-    A few patches, the anchors, are drawn at random; whatever is near to one of them, by the cosine of
-    their pixels after each patch is brought to mean 0 and deviation 1, is dropped with it. The paper
+    It draws a few patches, the anchors, at random and drops them with the patches near to one of them, by
+    the cosine of their pixels after each patch is brought to mean 0 and deviation 1. The paper
     fixes the distance, so that images keep different numbers of patches; here the number is fixed and
-    each image's distance is the one that leaves it.
+    each image's distance follows from it.
 
     Args:
         anchors: share of the patches that are anchors; at least one is. "Less than 5 %" in the paper.
@@ -37,7 +37,7 @@ class ClusterMasker(flipkit.Masker):
         patches = x.shape[1]
         x = ops.cast(x, "float32")
         x = x - ops.mean(x, axis=2, keepdims=True)
-        # A patch of one colour is like nothing, not even itself.
+        # A patch of one colour is similar to no patch, not even itself.
         x = x / ops.maximum(ops.norm(x, axis=2, keepdims=True), 1e-3)
         draws = seed.uniform((ops.shape(x)[0], 2 * patches))
         chosen = flipkit.maskers.keep_lowest(
@@ -54,14 +54,14 @@ class ClusterMasker(flipkit.Masker):
 
 @register
 class EntropyMasker(flipkit.Masker):
-    """Keeps patches with much in them more often: by the entropy of their brightness, in bits.
+    """Keeps detailed patches more often: by the entropy of their brightness, in bits.
 
     Entropies are those of histograms of 16 levels, between 0 (one colour) and 4. A patch with one bit
     more is 2 ** `sharpness` times as likely to be kept next, drawn without replacement (Efraimidis
     and Spirakis, 2006); with `sharpness=0` it is the random masker.
 
     Args:
-        sharpness: how much a bit counts.
+        sharpness: the weight of a bit.
     """
 
     needs = ("pixels",)
@@ -94,5 +94,5 @@ class EntropyMasker(flipkit.Masker):
 
 @flipkit.hookimpl
 def flipkit_maskers():
-    """The names a recipe writes: `masker="cluster"`."""
+    """The names in recipes: `masker="cluster"`."""
     return {"cluster": ClusterMasker, "entropy": EntropyMasker}

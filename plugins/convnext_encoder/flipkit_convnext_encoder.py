@@ -40,7 +40,7 @@ class ConvNeXt(keras.layers.Layer):
         image_size: pixels, one side or (height, width); divisible by 32 if there are four stages.
         drop_path: rate at which a row skips a block (stochastic depth); it grows from 0 at the first
             block to this at the last.
-        layer_scale: what the learned factor of each block's branch starts with.
+        layer_scale: initial value of the learned factor of each block's branch.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class ConvNeXt(keras.layers.Layer):
 
     def call(self, x, training=False):
         for layer in self.trunk:
-            x = layer(x)  # Keras hands `training` down to the blocks
+            x = layer(x)  # Keras passes `training` down to the blocks
         return self.norm(ops.mean(x, axis=(1, 2)))
 
     def layout(self):
@@ -152,7 +152,7 @@ class ConvNeXtBlock(keras.layers.Layer):
         self.norm = flipkit.layers.layer_norm("norm", policy)
         self.up, self.down = dense(4 * dim, name="up"), dense(dim, name="down")
         self.drop = None  # a rate of 0 makes no layer and no state
-        if drop_path:  # by row: what a row skips does not depend on its batch
+        if drop_path:  # by row: the branches that a row skips do not depend on its batch
             self.drop = flipkit.Dropout(drop_path, (None, 1, 1, 1), dtype=policy, name="drop_path")
 
     def build(self, input_shape):
@@ -178,5 +178,5 @@ class ConvNeXtBlock(keras.layers.Layer):
 
 @flipkit.hookimpl
 def flipkit_encoders():
-    """The names a recipe writes: `FLIP("convnext_tiny", ..., mask_ratio=0)`."""
+    """The names in recipes: `FLIP("convnext_tiny", ..., mask_ratio=0)`."""
     return {f"convnext_{name}": functools.partial(ConvNeXt, *size) for name, size in SIZES.items()}

@@ -1,4 +1,4 @@
-"""Folders of pictures, with what each is called in a text file beside it."""
+"""Folders of pictures, with the texts of each in a file beside it."""
 
 import functools
 import os
@@ -24,9 +24,9 @@ PICTURES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", "
 class PictureFolders(flipkit.Dataset):
     """Pictures in a folder and its subfolders: `cats/1.jpg`, and `cats/1.txt` with a caption per line.
 
-    Samples are in the order of their paths. What begins with a dot is no picture, and a picture without
-    its text file is left out; how many those are is logged. The folder is read when the first sample or
-    the length is asked for, and then remembered: start again to see what was added since.
+    Samples are in the order of their paths. The dataset ignores names that begin with a dot, and leaves out
+    pictures without their text file; it logs their number. It reads the folder when the first sample or
+    the length is needed, and keeps the list: start again to see pictures added since.
 
     Args:
         path: the folder.
@@ -74,12 +74,12 @@ class PictureFolders(flipkit.Dataset):
 
     def _picture(self, i):
         if not 0 <= i < len(self):
-            raise IndexError(f"Sample {i} of {len(self)} was asked for.")
+            raise IndexError(f"Sample {i} of {len(self)} does not exist.")
         return pathlib.Path(self.path, self._pictures[i])
 
     @functools.cached_property
     def _pictures(self) -> list[str]:
-        """The paths within the folder, sorted; they travel to the feed's workers in the pickle."""
+        """The paths within the folder, sorted; the pickle carries them to the feed's workers."""
         if not self.path or not os.path.isdir(self.path):
             raise flipkit.DataError(
                 f"Expected a folder of pictures: data.path=pictures/train. Received: {self.path!r}"
@@ -115,5 +115,5 @@ def _read(path):
 
 @flipkit.hookimpl
 def flipkit_datasets():
-    """The name a recipe writes: `data="picture_folders"`."""
+    """The name in recipes: `data="picture_folders"`."""
     return {"picture_folders": PictureFolders}

@@ -1,4 +1,4 @@
-"""Maskers that look at places alone: an even grid, a window, a bell round the centre."""
+"""Maskers that read places alone: an even grid, a window, a bell round the centre."""
 
 import math
 
@@ -46,8 +46,8 @@ def bayer(side: int) -> np.ndarray:
 class CropMasker(flipkit.Masker):
     """Keeps a window at a random place, of about the image's shape: a crop, at the image's resolution.
 
-    The window is the smallest of that shape with room for what is kept; what it has too many of is dropped
-    at random. A text keeps a run of words.
+    The window is the smallest of that shape that holds the kept patches; it drops surplus ones at random.
+    A text keeps a run of words.
     """
 
     def call(self, x, keep, *, grid, seed):
@@ -71,8 +71,8 @@ class GaussianMasker(flipkit.Masker):
     their place, of a normal distribution round the centre of an image from (-1, -1) to (1, 1).
 
     Args:
-        sigma: what the paper calls so. Its code takes it for the variance of each coordinate, and so does
-            this: 0.2, its best, is a standard deviation of 0.45 of half the image.
+        sigma: the paper's sigma. Its code takes it for the variance of each coordinate, and so does this
+            masker: 0.2, its best, is a standard deviation of 0.45 of half the image.
     """
 
     def __init__(self, sigma=0.2, **kwargs):
@@ -91,7 +91,7 @@ class GaussianMasker(flipkit.Masker):
 
 
 def normal_density(grid: tuple[int, int], variance: float) -> np.ndarray:
-    """Of a normal distribution round the centre, float32 (patches,); the grid spans -1 to 1 both ways."""
+    """The density of a normal distribution round the centre, float32 (patches,); the grid spans -1 to 1."""
     y, x = (np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in grid)
     squares = (y[:, None] ** 2 + x**2).reshape(-1)
     return (np.exp(-squares / (2 * variance)) / (2 * np.pi * variance)).astype("float32")
@@ -99,5 +99,5 @@ def normal_density(grid: tuple[int, int], variance: float) -> np.ndarray:
 
 @flipkit.hookimpl
 def flipkit_maskers():
-    """The names a recipe writes: `masker="gaussian"`."""
+    """The names in recipes: `masker="gaussian"`."""
     return {"crop": CropMasker, "gaussian": GaussianMasker, "grid": GridMasker}

@@ -1,4 +1,4 @@
-"""Warmup, stable, decay: a learning rate that stays up until the end is known, and then falls."""
+"""Warmup, stable, decay: a learning rate that stays up until shortly before the end, and then falls."""
 
 import flipkit  # before keras, whose backend it chooses
 
@@ -61,5 +61,5 @@ class WarmupStableDecay(flipkit.Schedule):
 
 @flipkit.hookimpl
 def flipkit_schedules():
-    """The name a recipe writes: `phases.0.schedule=wsd`."""
+    """The name in recipes: `phases.0.schedule=wsd`."""
     return {"wsd": WarmupStableDecay}

@@ -18,10 +18,10 @@ TINY = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16}  # of the examples
 
 
 class _Tower(keras.layers.Layer):
-    """A backbone of keras-nlp in place of one of flipkit's towers: what images and texts share.
+    """A backbone of keras-nlp as one of flipkit's towers: the base of the image and the text tower.
 
-    Its config holds the backbone's own, so that a `.keras` file needs no preset. `preset` is where
-    the weights come from when the tower is built, and is forgotten once they are there.
+    Its config holds the backbone's own, so that a `.keras` file needs no preset. The tower reads its
+    weights from `preset` when it is built, and drops `preset` after that.
     """
 
     part: str  # of a backbone that has an encoder for images and one for texts
@@ -35,13 +35,13 @@ class _Tower(keras.layers.Layer):
         self.backbone, self.pool = backbone, pool
         if pool not in (None, *self.POOLS):
             raise flipkit.ConfigurationError(f"Unknown {pool=}. Known: None, {self.POOLS}")
-        if backbone is not None and not self._told("hidden_dim", "projection_dim"):
+        if backbone is not None and not self._setting("hidden_dim", "projection_dim"):
             raise flipkit.ConfigurationError(
-                f"{self.kind} tells no hidden_dim, so that it can't be a tower. Known to work: ViT, "
+                f"{self.kind} has no hidden_dim, so that it can't be a tower. Supported are ViT, "
                 "CLIP, SigLIP, DINOv2, BERT, RoBERTa and their relatives."
             )
 
-    def _told(self, *names):
+    def _setting(self, *names):
         """The first of these settings that the backbone has."""
         settings = (self.backbone or {}).get("config", {})
         return next((settings[name] for name in names if settings.get(name) is not None), None)
@@ -54,12 +54,12 @@ class _Tower(keras.layers.Layer):
     @property
     def dim(self):
         """Length of a feature vector; None as long as there is no preset."""
-        return self._told("projection_dim", "hidden_dim")
+        return self._setting("projection_dim", "hidden_dim")
 
     def build(self, input_shape=None):
         if self.backbone is None:
             raise flipkit.ConfigurationError(
-                f"{type(self).__name__} needs a preset: a folder, or a name that keras-nlp knows. "
+                f"{type(self).__name__} needs a preset: a folder, or a name of keras-nlp's. "
                 f"Set model.{self.name}.preset=PATH"
             )
         presets.library()  # registers its classes
@@ -67,8 +67,8 @@ class _Tower(keras.layers.Layer):
             network = keras.saving.deserialize_keras_object(self._settled(self.backbone))
             _name_weights(network)
             for weight in network.weights:
-                # What a layer writes while it is built, such as ids of positions, is no initial
-                # value to Keras, and would be lost with the scope.
+                # Values that a layer writes while it is built, such as ids of positions, are no initial
+                # values to Keras, and would be lost with the scope.
                 written = scope.get_current_value(weight)
                 if written is not None:
                     flipkit.random.start_with(weight, written)
@@ -112,16 +112,15 @@ class _Tower(keras.layers.Layer):
 class KerasNLPImage(_Tower):
     """Image tower from keras-nlp: pixels (batch, height, width, 3) -> features (batch, dim).
 
-    ViT's and CLIP's vision encoder give the class token's feature, SigLIP's its pooled one, both
+    ViT's and CLIP's vision encoder return the class token's feature, SigLIP's its pooled one, both
     without the projection that follows them in CLIP; these three can skip patches. Others see whole
-    images, and are refused with a mask.
+    images, and FLIP rejects them with a mask.
 
     Args:
-        preset: a preset's folder, or a name that keras-nlp knows; its weights are what the tower
-            starts with.
-        pool: None is what the backbone is made for; "class" or "mean" of all tokens.
+        preset: a preset's folder, or a name of keras-nlp's; the tower starts with its weights.
+        pool: None is the backbone's own; "class" or "mean" of all tokens.
         backbone: a backbone's serialised form, in place of the preset's; None reads that.
-        kwargs: as in `keras.layers.Layer`: `trainable=False` for a tower that stays as it is (LiT),
+        kwargs: as in `keras.layers.Layer`: `trainable=False` for a tower that is not trained (LiT),
             `dtype`.
 
     Call arguments:
@@ -144,20 +143,20 @@ class KerasNLPImage(_Tower):
     @property
     def image_size(self) -> Any:
         """Pixels: (height, width)."""
-        shape = self._told("image_shape")
+        shape = self._setting("image_shape")
         return None if shape is None else tuple(shape[:2])
 
     @property
     def patch_size(self) -> Any:
         """Pixels per side of a patch."""
-        size = self._told("patch_size")
+        size = self._setting("patch_size")
         return size if isinstance(size, int) or size is None else size[0]
 
     @property
     def grid(self):
         """(rows, columns) of patches, of a backbone that can skip some; None for others."""
         if self.backbone is None:
-            return 1, 1  # nothing is known yet, and nothing refused
+            return 1, 1  # no preset yet, so nothing to reject
         if self.kind not in self.SKIPPING:
             return None
         height, width = self.image_size
@@ -196,7 +195,7 @@ class KerasNLPImage(_Tower):
     def _pooled(self, x):
         if len(x.shape) == 2:
             return x
-        token = self._told("use_class_token") is not False
+        token = self._setting("use_class_token") is not False
         pool = self.pool or ("class" if token else "mean")
         return x[:, 0] if pool == "class" else ops.mean(x, axis=1)
 
@@ -225,14 +224,14 @@ def _embed(embedding, patches, ids, token=None):
 class KerasNLPText(_Tower):
     """Text tower from keras-nlp: token ids (batch, length) -> features (batch, dim).
 
-    CLIP's text encoder gives the feature of the largest id, which ends a text, SigLIP's its last
+    CLIP's text encoder returns the feature of the largest id, which ends a text, SigLIP's its last
     token's through its head, BERT and its relatives their pooled output where they have one, else
     the first token's feature.
 
     Args:
         preset, backbone, kwargs: as in `KerasNLPImage`.
-        pool: None is what the backbone is made for; "first", "eos" (the largest id), "mean" of all
-            that is no padding, or "pooled".
+        pool: None is the backbone's own; "first", "eos" (the largest id), "mean" of all tokens that are
+            no padding, or "pooled".
         length: tokens per text; None is as many as the backbone can take.
         pad: the id of padding, which backbones that take a mask don't see: the tokenizer's.
 
@@ -254,7 +253,7 @@ class KerasNLPText(_Tower):
     def __init__(self, preset=None, *, length=None, pad=0, **kwargs):
         super().__init__(preset, **kwargs)
         self.pad = pad
-        most = self._told("max_sequence_length")
+        most = self._setting("max_sequence_length")
         fixed = self.kind == "SigLIPTextEncoder"
         if length is not None and most is not None and (length > most or (fixed and length < most)):
             raise flipkit.ConfigurationError(
@@ -266,12 +265,12 @@ class KerasNLPText(_Tower):
     @property
     def length(self):
         """Tokens per text."""
-        return self._length or self._told("max_sequence_length")
+        return self._length or self._setting("max_sequence_length")
 
     @property
     def vocab(self):
         """Rows of the token table."""
-        return self._told("vocabulary_size")
+        return self._setting("vocabulary_size")
 
     def call(self, ids, keep=None, training=False):
         if keep is not None:
@@ -280,8 +279,8 @@ class KerasNLPText(_Tower):
                 "text_mask_ratio=0."
             )
         words = ops.cast(ops.not_equal(ids, self.pad), "int32")
-        known = {"token_ids": ids, "padding_mask": words, "segment_ids": ops.zeros_like(ids)}
-        inputs = {name: known[name] for name in self.network.input}
+        fields = {"token_ids": ids, "padding_mask": words, "segment_ids": ops.zeros_like(ids)}
+        inputs = {name: fields[name] for name in self.network.input}
         x = self.network(inputs, training=training and self.trainable)
         pool = self.pool or ("eos" if self.kind == "CLIPTextEncoder" else None)
         if isinstance(x, dict):
@@ -303,9 +302,9 @@ class KerasNLPText(_Tower):
 
 
 def _name_weights(network):
-    """Names what keras-hub 0.32 leaves without one (the probe of SigLIP's pooling).
+    """Names the weight that keras-hub 0.32 leaves without a name (the probe of SigLIP's pooling).
 
-    Keras would number it as the process goes, and a checkpoint would not find it again.
+    Keras would number it in the order of creation, and a checkpoint would not find it again.
     """
     for weight in network.weights:
         if weight.name.partition("_")[0] == "variable":

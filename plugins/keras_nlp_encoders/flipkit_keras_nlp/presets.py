@@ -1,4 +1,4 @@
-"""Presets: folders, or names that keras-nlp knows, with a model's config, weights and vocabulary."""
+"""Presets: folders, or names of keras-nlp's, with a model's config, weights and vocabulary."""
 
 import concurrent.futures
 import json
@@ -29,10 +29,10 @@ def library():
 
 
 def backbone_config(preset, part=None) -> dict:
-    """What makes a preset's backbone: its serialised form, without weights.
+    """The serialised form of a preset's backbone, without weights.
 
     Args:
-        preset: a folder, or a name that keras-nlp knows.
+        preset: a folder, or a name of keras-nlp's.
         part: "vision_encoder" or "text_encoder": that part, where the backbone has it.
     """
     path = pathlib.Path(os.fspath(preset), "config.json")
@@ -71,8 +71,8 @@ def _load(preset, load_weights=True):
 def apart(function):
     """The result of `function`, run where no model is being built.
 
-    Keras keeps by thread what it is building: a model that is made while another one waits for its
-    variables' first values would have them made twice.
+    Keras keeps by thread the model that it is building: a model made while another one waits for its
+    variables' first values would make them create theirs twice.
     """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()

@@ -1,4 +1,4 @@
-"""keras-nlp's tokenizers: those of a preset, with what they read inside `.keras` files."""
+"""keras-nlp's tokenizers: those of a preset, with their files inside `.keras` files."""
 
 import functools
 import json
@@ -25,9 +25,9 @@ class KerasNLPTokenizer(flipkit.Tokenizer):
     of BERT, CLIP's start and end, SigLIP's end alone.
 
     Args:
-        preset: a preset's folder, or a name that keras-nlp knows.
-        add_start, add_end: whether texts begin and end with these; None is as the preset's model is
-            used: both where they exist, but no start for SigLIP.
+        preset: a preset's folder, or a name of keras-nlp's.
+        add_start, add_end: whether texts begin and end with these; None is as in the preset's model:
+            both where they exist, but no start for SigLIP.
     """
 
     def __init__(self, preset=None, *, add_start=None, add_end=None):
@@ -48,7 +48,7 @@ class KerasNLPTokenizer(flipkit.Tokenizer):
 
     @functools.cached_property
     def files(self):
-        """What makes the tokenizer: its serialised form and its files, {name: bytes}; None without."""
+        """The tokenizer's serialised form and its files, {name: bytes}; None without a preset."""
         if self.preset is None:
             return None
 
@@ -86,7 +86,7 @@ class KerasNLPTokenizer(flipkit.Tokenizer):
         return getattr(self._known, "end_token_id", None) if self.add_end is not False else None
 
     def encode(self, text):
-        """The ids that keras-nlp gives the text."""
+        """keras-nlp's ids of the text."""
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair has no bytes
         [ids] = self._known([text])
         return [int(i) for i in ids]
@@ -125,7 +125,7 @@ class KerasNLPTokenizer(flipkit.Tokenizer):
             path.write_bytes(content)
 
     def load_assets(self, folder):
-        """Take over what `save_assets` wrote."""
+        """Read the files of `save_assets`."""
         root = pathlib.Path(folder, FOLDER)
         files = [path for path in root.rglob("*") if path.is_file()]
         if files:
@@ -134,7 +134,7 @@ class KerasNLPTokenizer(flipkit.Tokenizer):
 
 
 def _saved(tokenizer):
-    """What makes keras-nlp's own object again: {name: bytes}."""
+    """The files from which keras-nlp's own object is made again: {name: bytes}."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_to_preset(folder)
         files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]

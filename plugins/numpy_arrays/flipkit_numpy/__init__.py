@@ -17,5 +17,5 @@ def flipkit_commands():
 
 @flipkit.hookimpl
 def flipkit_evaluators():
-    """How embeddings lie on their sphere."""
+    """Uniformity and alignment of embeddings."""
     return {"sphere": "flipkit_numpy.evaluator:Sphere"}

@@ -1,4 +1,4 @@
-"""How a model's embeddings lie on the unit sphere (Wang and Isola, arXiv 2005.10242)."""
+"""Uniformity and alignment of a model's embeddings on the unit sphere (arXiv 2005.10242)."""
 
 import flipkit  # before keras, whose backend it chooses
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @keras.saving.register_keras_serializable(package="flipkit_numpy")
 class Sphere(flipkit.registry.Configurable):
-    """Alignment of pictures with their texts, and uniformity of pictures; the lower, the better.
+    """Alignment of pictures with their texts, and uniformity of pictures (Wang and Isola); lower is better.
 
     Args:
         data: a dataset, its name, or a shard pattern.

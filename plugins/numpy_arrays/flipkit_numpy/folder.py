@@ -18,7 +18,7 @@ def recognises(path: pathlib.Path) -> bool:
 
 
 def write(model, path: pathlib.Path):
-    """Makes the folder `path`. `flipkit.save_as` gives it its name when it is whole."""
+    """Makes the folder `path`, which `flipkit.save_as` renames when it is whole."""
     path.mkdir()
     flipkit.files.write_json(path / CONFIG, flipkit.registry.serialize(model))
     for name, variable in variables(model).items():

@@ -13,8 +13,8 @@ class SimCLR(flipkit.models.Trainable):
 
     Args:
         image: image encoder: a name, an object or its config.
-        dim: width of the vectors that are compared, made of the tower's features by two layers.
-        temperature: what the cosines are divided by (section 5.2: 0.1).
+        dim: width of the compared vectors, which two layers make of the tower's features.
+        temperature: divisor of the cosines (section 5.2: 0.1).
         preprocessing, seed: as in `flipkit.FLIP`.
     """
 

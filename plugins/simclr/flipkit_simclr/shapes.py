@@ -1,6 +1,6 @@
-"""SimCLR on captioned shapes: which pictures are alike, learned without a caption.
+"""SimCLR on captioned shapes: similar pictures, learned without a caption.
 
-python -m flipkit.run simclr_shapes --workdir runs/simclr
+flipkit run simclr_shapes --workdir runs/simclr
 """
 
 import flipkit
@@ -8,11 +8,11 @@ from flipkit_simclr.model import SimCLR
 
 
 def recipe(pairs=64_000, batch_size=128, peak=1e-3, scale="full"):
-    """A ViT of 64 patches; crops, colours and mirror images are what it learns to see past.
+    """A ViT of 64 patches; it learns to ignore crops, colours and mirror images.
 
     Args:
         pairs: pictures to train on.
-        scale: "tiny" makes of it a test of seconds.
+        scale: "tiny" makes it a test of seconds.
     """
     run = flipkit.Run(
         SimCLR(flipkit.ViT(64, 8, dim=128, depth=4, heads=4), dim=64),

@@ -7,7 +7,7 @@ flipkit_api = (1, 1)  # the oldest and the newest hook API this works with
 
 @flipkit.hookimpl
 def flipkit_maskers():
-    """The names a recipe writes: `text_masker="syntax"`."""
+    """The names in recipes: `text_masker="syntax"`."""
     module = "flipkit_text_maskers.maskers"
     return {
         "frequency": f"{module}:FrequencyMasker",

@@ -17,9 +17,9 @@ register = keras.saving.register_keras_serializable(package="flipkit_text_masker
 class WordMasker(flipkit.Masker):
     """Keeps words by the `scores` of a subclass, the lowest first; padding when no word is left.
 
-    The tokenizer's start and end are kept before any word, as open_clip's masks do, so that a tower that
-    pools at one of them finds it. What follows the end is padding; without an end it is the tokenizer's
-    `pad`, without a tokenizer id 0. Of the padding the first is kept.
+    It keeps the tokenizer's start and end before any word, as open_clip's masks do, so that a tower that
+    pools at one of them finds it. Tokens after the end are padding; without an end it is the tokenizer's
+    `pad`, without a tokenizer id 0. It keeps the first tokens of the padding.
     """
 
     needs = ("words",)
@@ -32,11 +32,11 @@ class WordMasker(flipkit.Masker):
         self._tokenizer = lambda: model.tokenizer
 
     def scores(self, x, words, room, seed):
-        """Token ids, int32 (batch, length) -> float32 (batch, length), of which the words' count.
+        """Token ids, int32 (batch, length) -> float32 (batch, length), of which only the words' are used.
 
         Args:
             words: bool (batch, length), which tokens are words: neither start, end nor padding.
-            room: float32 (batch, 1), how many words will be kept of a text that has as many.
+            room: float32 (batch, 1), how many words to keep of a text that has as many.
             seed: `flipkit.Seed`.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no scores(x, words, room, seed)")
@@ -75,7 +75,9 @@ class TruncateMasker(WordMasker):
     As with a tokenizer of fewer ids: where a text has an end, that is the last one kept.
     """
 
-    expected_failures = {"draws_anew_at_every_step": "what it keeps depends on the text alone"}
+    expected_failures = {
+        "draws_anew_at_every_step": "the words that it keeps depend on the text alone"
+    }
 
     def scores(self, x, words, room, seed):
         return place_among(words)
@@ -105,13 +107,13 @@ def place_among(words):
 class SyntaxMasker(WordMasker):
     """Keeps nouns first, then adjectives, verbs and other words: CLIPA's syntax masking (arXiv 2305.07017).
 
-    Verbs come third as in open_clip's code of it, which asks NLTK's tagger what a word is in its sentence.
+    Verbs come third as in open_clip's code of it, which runs NLTK's tagger on each word in its sentence.
     This looks each word up in lists of English words, else at its ending (`flipkit_text_maskers.words`),
     which needs no pass over the texts. Within a class chance decides. The pieces of a word stay together:
-    they share a class, that of the last one's ending, and a draw; a word that there is no room for loses
-    its last pieces.
+    they share a class, that of the last one's ending, and a draw; a word that does not fit loses its last
+    pieces.
 
-    It takes tokenizers that tell how their ids are spelled (`flipkit.Tokenizer.spellings`): not bytes.
+    It takes tokenizers that spell their ids (`flipkit.Tokenizer.spellings`): not bytes.
     """
 
     def prepare(self, model):
@@ -119,38 +121,38 @@ class SyntaxMasker(WordMasker):
         self.table()
 
     def table(self):
-        """What is known of each id, `known`; nothing of a tokenizer that has yet to learn its words."""
+        """The table of each id, `known`; zeros for a tokenizer without a vocabulary."""
         tokenizer = self._tokenizer()
         if tokenizer is not None and not tokenizer.trained:
-            return np.zeros((1, 4), "int32")  # for `flipkit.plan`, and while a file is read
+            return np.zeros((1, 4), "int32")  # for `flipkit plan`, and while a file is read
         try:
             return known(tuple((tokenizer or flipkit.Tokenizer()).spellings()))
         except flipkit.ConfigurationError as problem:
             raise flipkit.ConfigurationError(
-                "The masker 'syntax' tells nouns by their letters. Expected a model whose tokenizer knows "
+                "The masker 'syntax' finds nouns by their letters. Expected a model whose tokenizer spells "
                 f"words, such as 'wordpiece'. Received: tokenizer={tokenizer!r} ({problem})"
             ) from problem
 
     def classes(self, x, words):
         """The class of each token's word, and where that word begins: int32 (batch, length) both."""
-        told = ops.take(self.table(), x, axis=0)
-        alone, ending, before, after = ops.unstack(told, 4, axis=2)
+        entries = ops.take(self.table(), x, axis=0)
+        alone, ending, before, after = ops.unstack(entries, 4, axis=2)
         first, last = words_of(ops.cast(before, "bool"), ops.cast(after, "bool"), words)
         ending = ops.take_along_axis(ending, last, axis=1)
         return ops.where(ops.equal(first, last), alone, ending), first
 
     def scores(self, x, words, room, seed):
-        told, first = self.classes(x, words)
+        kinds, first = self.classes(x, words)
         draws = seed.uniform((ops.shape(x)[0], x.shape[1]))
-        return ops.cast(told, "float32") + ops.take_along_axis(draws, first, axis=1)
+        return ops.cast(kinds, "float32") + ops.take_along_axis(draws, first, axis=1)
 
 
 @functools.lru_cache(maxsize=4)
 def known(spellings):
-    """Spellings, as a tokenizer tells them -> int32 (vocab, 4).
+    """Spellings, as a tokenizer returns them -> int32 (vocab, 4).
 
-    Of each id its class as a word, its class as the last piece of one, whether it goes on with the word of
-    the id before it, whether the next id goes on with its own.
+    For each id its class as a word, its class as the last piece of one, whether it continues the word of
+    the id before it, whether the next id continues its own.
     """
     rows = (
         (word_class(letters.lower()), ending_class(letters.lower()), before, after)
@@ -160,11 +162,11 @@ def known(spellings):
 
 
 def words_of(before, after, words):
-    """Where the word of each token begins and ends: int32 (batch, length) both.
+    """The first and the last place of each token's word: int32 (batch, length) both.
 
     Args:
-        before: bool (batch, length), whether a token goes on with the word of the one before it.
-        after: whether the token after it goes on with its own.
+        before: bool (batch, length), whether a token continues the word of the one before it.
+        after: whether the token after it continues its own.
         words: whether it is part of a word at all.
     """
     # Whether a token, but the first, belongs to the word of the one before it.
@@ -184,7 +186,7 @@ class FrequencyMasker(WordMasker):
     (word2vec's subsampling, Mikolov et al., 2013, arXiv 1310.4546, eq. 5). Here the number kept is given,
     and each next word is drawn by the odds sqrt(threshold / f), at most 1, without replacement (Efraimidis
     and Spirakis, 2006). The authors' code keeps the highest sums of sqrt(threshold / f) and a uniform
-    number, which hardly tells a word of f = 0.0001 from one of 0.1.
+    number, which hardly separates a word of f = 0.0001 from one of 0.1.
 
     The paper counts the words of the training set beforehand. This counts ids, and so the pieces of words,
     in the texts that it masks, each step's after they were masked: the first step is random, and the shares
@@ -210,7 +212,7 @@ class FrequencyMasker(WordMasker):
     def build(self, input_shape):
         if self._vocab is None:
             raise flipkit.ConfigurationError(
-                "The masker 'frequency' works only in a model, which tells how many ids there are: "
+                "The masker 'frequency' works only in a model, which has a number of ids: "
                 "flipkit.FLIP(..., text_masker='frequency')"
             )
         # Float32, though they are whole: an int32 would overflow at two billion.
@@ -225,7 +227,7 @@ class FrequencyMasker(WordMasker):
         return -ops.log(1.0 - seed.uniform((ops.shape(x)[0], x.shape[1]))) / odds
 
     def odds(self):
-        """sqrt(threshold / f) of each id, at most 1: float32 (vocab,). What is new counts as seen once."""
+        """sqrt(threshold / f) of each id, at most 1: float32 (vocab,). A new id counts as seen once."""
         seen = ops.convert_to_tensor(self.counts)
         shares = ops.maximum(seen, 1.0) / ops.maximum(ops.sum(seen), 1.0)
         return ops.minimum(ops.sqrt(self.threshold / shares), 1.0)

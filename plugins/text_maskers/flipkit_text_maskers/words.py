@@ -1,6 +1,6 @@
-"""Nouns, adjectives, verbs and other English words: told from lists and endings, without any download.
+"""Classes of English words, nouns, adjectives, verbs and others, from lists and endings in this file.
 
-A word that nothing here tells is a noun, as most words of captions are, names above all.
+A word that is in no list and has no listed ending is a noun, as most words of captions are.
 """
 
 import functools
@@ -9,28 +9,28 @@ NOUN, ADJECTIVE, VERB, OTHER = range(4)  # the order in which syntax masking kee
 
 
 def word_class(word: str) -> int:
-    """The class of a word in lower case; what has no letter is OTHER."""
-    told = lexicon().get(word)
-    return ending_class(word) if told is None else told
+    """The class of a word in lower case; a word without letters is OTHER."""
+    found = lexicon().get(word)
+    return ending_class(word) if found is None else found
 
 
 def ending_class(word: str) -> int:
-    """What the end of a word tells: of one that no list has, or of the last piece of one."""
+    """The class by the end of a word that is in no list, or of the last piece of one."""
     if not any(letter.isalpha() for letter in word):
         return OTHER
-    return next((told for ending, told in ENDINGS.items() if word.endswith(ending)), NOUN)
+    return next((kind for ending, kind in ENDINGS.items() if word.endswith(ending)), NOUN)
 
 
 @functools.cache
 def lexicon() -> dict[str, int]:
     """{word in lower case: its class}, of all words in the lists and their forms."""
-    told: dict[str, int] = dict.fromkeys(ADJECTIVES.split(), ADJECTIVE)
+    found: dict[str, int] = dict.fromkeys(ADJECTIVES.split(), ADJECTIVE)
     for word in GRADED.split():
-        told |= dict.fromkeys([word, _joined(word, "er"), _joined(word, "est")], ADJECTIVE)
+        found |= dict.fromkeys([word, _joined(word, "er"), _joined(word, "est")], ADJECTIVE)
     for verb in VERBS.split():
-        told |= dict.fromkeys([verb, _third(verb)], VERB)  # "-ed" and "-ing" tell by themselves
-    told |= dict.fromkeys(VERB_FORMS.split(), VERB) | dict.fromkeys(NOUNS.split(), NOUN)
-    return told | dict.fromkeys(OTHERS.split(), OTHER)
+        found |= dict.fromkeys([verb, _third(verb)], VERB)  # the endings find "-ed" and "-ing"
+    found |= dict.fromkeys(VERB_FORMS.split(), VERB) | dict.fromkeys(NOUNS.split(), NOUN)
+    return found | dict.fromkeys(OTHERS.split(), OTHER)
 
 
 def _joined(word, ending):
@@ -50,7 +50,7 @@ def _third(verb):
     return verb + ("es" if verb.endswith(("ch", "o", "sh", "ss", "x")) else "s")
 
 
-# The first that fits; those that as many words of another class have are not among them.
+# The first match counts; endings that as many words of another class have are left out.
 ENDINGS = {
     **dict.fromkeys(
         ["able", "ary", "esque", "ful", "ible", "ic", "ical", "ional", "ish"], ADJECTIVE

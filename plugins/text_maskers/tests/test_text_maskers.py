@@ -208,9 +208,9 @@ def test_the_ending_tells_of_a_word_in_pieces():
 
 @pytest.mark.parametrize("tokenizer", [flipkit.Bytes(), None])
 def test_syntax_needs_a_tokenizer_that_knows_words(tokenizer):
-    with pytest.raises(flipkit.ConfigurationError, match=r"'syntax' tells nouns.*'wordpiece'"):
+    with pytest.raises(flipkit.ConfigurationError, match=r"'syntax' finds nouns.*'wordpiece'"):
         prepared(SyntaxMasker(), tokenizer)
-    with pytest.raises(flipkit.ConfigurationError, match="'syntax' tells nouns"):
+    with pytest.raises(flipkit.ConfigurationError, match="'syntax' finds nouns"):
         kept(SyntaxMasker(), np.ones((1, 8), "int32"), 4)
 
 
