@@ -35,7 +35,7 @@ def recipe(
         epochs, batches = count / 1_280_000, 1_281_167 // batch_size
         return round(epochs * batches) * batch_size
 
-    changes = {f"{part}.dtype": "float32" for part in PARTS}
+    changes: dict[str, object] = {f"{part}.dtype": "float32" for part in PARTS}
     changes["model.text.vocab"] = run.model.text.vocab + 1  # for tokens outside the vocabulary
     for i, phase in enumerate(run.phases):
         changes[f"phases.{i}.pairs"] = samples(phase.pairs)

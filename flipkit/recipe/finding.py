@@ -2,6 +2,8 @@
 
 import inspect
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 from flipkit import files, plugins
 from flipkit.errors import (
@@ -20,7 +22,7 @@ def names() -> list[str]:
     return plugins.names("recipes")
 
 
-def load(identifier):
+def load(identifier) -> Callable[..., Any]:
     """The recipe function that `identifier` means.
 
     Args:

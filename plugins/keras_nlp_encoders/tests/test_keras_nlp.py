@@ -310,7 +310,7 @@ listed = flipkit.plugins.listing("encoders", "tokenizers")
 heavy = {"keras_nlp", "keras_hub", "tensorflow"} & sys.modules.keys()
 print(sorted(heavy), {"keras_nlp_image", "keras_nlp_text", "keras_nlp"} <= {c.name for c in listed})
 """
-    folder = pathlib.Path(flipkit_keras_nlp.__file__).parents[1]
+    folder = pathlib.Path(str(flipkit_keras_nlp.__file__)).parents[1]
     root = pathlib.Path(flipkit.__file__).parents[1]
     env = {**os.environ, "FLIPKIT_PLUGINS": "", "PYTHONPATH": f"{folder}:{root}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
