@@ -182,7 +182,7 @@ def test_a_failed_check_names_the_plugin_and_what_mends_it(offer):
     assert "Negative, or say why it is meant so: expected_failures = {" in problem.fix
     (problem,) = verdict("slip").problems
     assert "Did you mean 'is_a_rate_everywhere'?" in problem.reason
-    assert "Mistaken name checks that there are" in problem.fix
+    assert problem.fix.startswith("Name existing checks in the expected_failures of ")
     (problem,) = verdict("falling").problems
     assert problem.fix.endswith(installed.HINT)
 

@@ -1,1 +1,1 @@
-"""The commands: a file each, over one shell."""
+"""The commands, one module each; `shell` starts them."""

@@ -1,18 +1,18 @@
-"""`flipkit compare RECIPE name=a,b,c ... [name=value ...]`: which setting is better.
+"""`flipkit compare RECIPE name=a,b,c ... [name=value ...]`: trains and ranks several settings of a recipe.
 
 Trains RECIPE with every combination of the settings that have several values, each from several seeds
-and all under one budget; prints a table that says which differences exceed the spread, and draws them:
+and all under one budget. Prints a table that marks the differences that exceed the spread, and draws them:
 
     flipkit compare flip_shapes model.masker=random,grid seeds=3 samples=60_000
     flipkit compare flip_shapes mask_ratio=0.5,0.0 seconds=90 --workdir demo
 
-One of `seconds` (of training), `samples` or `flops` is the budget that is equal; for equal seconds the
-variants are measured and trained in turns. `seeds` is how many (1), or which: 0,2. `also='image_size=48
-mask_ratio=0'` adds a variant by hand, any number of times. `metric` is what the table is ordered by
-(zero_shot/top1), `chance` what a guess gets, `title` the picture's. `baseline=mask_ratio=0.0` names the
-variant that the others are compared with: when did each reach what that one has at its end. The same
-command again goes on where it was stopped; with other values it adds to what the folder has, and the
-table shows all of it. Several processes may work in one folder.
+One of `seconds` (of training), `samples` or `flops` is the budget of each run. For equal seconds the
+variants are measured and trained in turns. `seeds` is a number of seeds (1), or a list of them: 0,2.
+`also='image_size=48 mask_ratio=0'` adds a variant, and may be repeated. `metric` orders the table
+(zero_shot/top1), `chance` is the metric of a guess, `title` the picture's title. `baseline=mask_ratio=0.0`
+names the variant that the others are compared with: when each reached the baseline's final metric. The
+same command resumes a study that was stopped. With other values it adds runs to the study, and the table
+shows all of them. Several processes may work in one folder.
 """
 
 import pathlib
@@ -35,7 +35,12 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 METRIC = "zero_shot/top1"
-NUMBERS = {"seconds": 1.0, "samples": 1.0, "flops": 1.0, "chance": 0.5}  # and what each is like
+NUMBERS = {
+    "seconds": 1.0,
+    "samples": 1.0,
+    "flops": 1.0,
+    "chance": 0.5,
+}  # and a number of the same type
 TEXTS = ("seeds", "metric", "title", "baseline")
 
 
@@ -46,7 +51,7 @@ def main(arguments):
     if not words:
         raise ConfigurationError(f"Expected a recipe. Usage: {__doc__}")
     name, *words = words
-    from flipkit import study  # imports Keras, which a mistake above need not wait for
+    from flipkit import study  # imports Keras, too slow for a mistake above
     from flipkit.study import ranking
 
     also = [w.removeprefix("also=") for w in words if w.startswith("also=")]
@@ -72,7 +77,7 @@ def main(arguments):
     labels = {v.label for v in chosen} | {result.variant.label for result in made.results()}
     if "baseline" in own and own["baseline"] not in labels:
         raise UnknownName(f"No variant is {own['baseline']!r}. {nearest(own['baseline'], labels)}")
-    for variant in chosen:  # what is wrong is told before hours
+    for variant in chosen:  # mistakes are raised before hours of training
         run = made.sized(variant, study.PROBE_PAIRS)
         run.count_data()
         study.check_metric(run, metric)
@@ -101,20 +106,20 @@ def main(arguments):
 
 
 def _budget(own):
-    told = [name for name in ("seconds", "samples", "flops") if name in own]
-    if len(told) != 1:
+    given = [name for name in ("seconds", "samples", "flops") if name in own]
+    if len(given) != 1:
         raise ConfigurationError(
             "Expected one budget: seconds=90, samples=60_000 or flops=1e14. Received: "
-            f"{' and '.join(told) or 'none'}"
+            f"{' and '.join(given) or 'none'}"
         )
-    amount = own[told[0]]
+    amount = own[given[0]]
     if amount is None or amount <= 0:
-        raise ConfigurationError(f"Expected a number above 0. Received: {told[0]}={own[told[0]]}")
-    return told[0], amount
+        raise ConfigurationError(f"Expected a number above 0. Received: {given[0]}={own[given[0]]}")
+    return given[0], amount
 
 
 def draw(made, rows, metric, title, chance, baseline, leads) -> list[pathlib.Path]:
-    """Draws the study's curves, and a sheet of its models' answers; returns what was written."""
+    """Draws the study's curves, and a sheet of its models' answers; returns the files."""
     from flipkit import datasets, study
     from flipkit.study import answers, pictures
 
@@ -130,14 +135,14 @@ def draw(made, rows, metric, title, chance, baseline, leads) -> list[pathlib.Pat
             leads=leads,
         )
     ]
-    asked = answers.zero_shot(made.sized(rows[0].variant, study.PROBE_PAIRS).evaluators)
-    if asked is not None:
+    evaluator = answers.zero_shot(made.sized(rows[0].variant, study.PROBE_PAIRS).evaluators)
+    if evaluator is not None:
         seed = rows[0].results[0].seed
         folders = {row.variant.label: made.runs(row.variant) / f"seed={seed}" for row in rows}
         found.append(
             pictures.draw_answers(
                 {label: answers.read(folder) for label, folder in folders.items()},
-                datasets.get(asked.data),
+                datasets.get(evaluator.data),
                 made.folder / "answers.png",
                 title=f"Test pictures, and what the models of seed {seed} call them",
             )
@@ -146,11 +151,11 @@ def draw(made, rows, metric, title, chance, baseline, leads) -> list[pathlib.Pat
 
 
 def table(rows, metric, title) -> Table:
-    """The variants from the best down: the metric over seeds, and what it can't be told from."""
+    """Returns the table of variants, best first: the metric over seeds, and the rows that do not differ."""
     phased = any(row.before is not None for row in rows)
     columns = ["before last phase"] if phased else []
     caption = (
-        "±: standard deviation over seeds. same as: the rows that can't be told apart from this one "
+        "±: standard deviation over seeds. same as: the rows whose means do not differ from this one's "
         "(Tukey's test, 95 % for all pairs together); ? with fewer than two seeds."
     )
     columns = ["", "variant", metric, *columns, "seeds", "same as"]
@@ -173,7 +178,7 @@ def table(rows, metric, title) -> Table:
 
 
 def costs_table(rows) -> Table:
-    """What each variant spent."""
+    """Returns the table of the pairs, FLOPs and seconds of each variant."""
     caption = (
         "image tokens: in the first phase. FLOPs: of training, counted. seconds: of training, measured; "
         "means over seeds."
@@ -194,7 +199,7 @@ def costs_table(rows) -> Table:
 
 
 def leads_table(leads, baseline, metric) -> Table:
-    """When each variant had what the baseline has at its end."""
+    """Returns the table of when each variant reached the baseline's final metric."""
     title = f"Until {messages.shown(metric, baseline.mean)}, where {baseline.variant.label} ends"
     columns = ("variant", "sooner", "seconds", "pairs", "FLOPs")
     result = printing.table(*columns, title=title, numbers=True)
@@ -210,7 +215,7 @@ def leads_table(leads, baseline, metric) -> Table:
 
 
 def remarks(results, rows, budget):
-    """What a reader of the table has to know, a line each."""
+    """Yields remarks on the table, a line each: equal starts, divergence, equal seconds."""
     from flipkit.study import TOLERANCE, ranking
 
     yield starts(ranking.unequal_starts(results))
@@ -222,9 +227,9 @@ def remarks(results, rows, budget):
             )
     if budget == "seconds":
         uneven = ranking.unequal_seconds(results, TOLERANCE)
-        told = ", ".join(f"seed {seed} by {share:.0%}" for seed, share in uneven.items())
-        told = f"NO ({told})" if uneven else "yes"
-        yield f"Seconds of training of each seed within {TOLERANCE:.0%} of their mean: {told}."
+        off = ", ".join(f"seed {seed} by {share:.0%}" for seed, share in uneven.items())
+        answer = f"NO ({off})" if uneven else "yes"
+        yield f"Seconds of training of each seed within {TOLERANCE:.0%} of their mean: {answer}."
 
 
 def ranges(places) -> str:
@@ -239,8 +244,10 @@ def ranges(places) -> str:
 
 
 def starts(unequal) -> str:
-    """Whether the runs of a seed began with bit-equal weights."""
+    """Returns a line: whether the runs of each seed began with bit-equal weights."""
     if not unequal:
         return "Equal initial weights for each seed: yes."
-    told = "; ".join(f"seed {seed}: {', '.join(digests)}" for seed, digests in unequal.items())
-    return f"Equal initial weights for each seed: NO, the variants have different weights ({told})."
+    listed = "; ".join(f"seed {seed}: {', '.join(digests)}" for seed, digests in unequal.items())
+    return (
+        f"Equal initial weights for each seed: NO, the variants have different weights ({listed})."
+    )

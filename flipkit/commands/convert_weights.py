@@ -1,6 +1,6 @@
-"""`flipkit convert MODEL TARGET [--format F] [--verify]`: weights from one format to another.
+"""`flipkit convert MODEL TARGET [--format F] [--verify]`: converts weights from one format to another.
 
-MODEL is whatever kind `flipkit evaluate` takes; TARGET is where nothing is yet:
+MODEL is a model of any kind that `flipkit evaluate` reads. TARGET is a path that does not exist yet:
 
     flipkit convert downloads/ViT-B-16 clip.keras
     flipkit convert runs/flip_vitb flip_open_clip --format open_clip --verify
@@ -19,13 +19,13 @@ FLAGS = shell.Flags()
 _FORMAT = flags.DEFINE_string(
     "format",
     None,
-    "Format of TARGET. None needed for a TARGET that ends in .keras.",
+    "Format of TARGET. Not needed for a TARGET that ends in .keras.",
     flag_values=FLAGS,
 )
 _VERIFY = flags.DEFINE_bool(
     "verify",
     False,
-    "Read TARGET back and compare embeddings before it gets its name.",
+    "Read TARGET back and compare embeddings before renaming it to TARGET.",
     flag_values=FLAGS,
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
@@ -38,7 +38,7 @@ _IMAGE_SIZE = flags.DEFINE_integer(
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer",
     None,
-    "File, folder or name of a tokenizer that does not lie beside MODEL.",
+    "File, folder or name of a tokenizer that is not beside MODEL.",
     flag_values=FLAGS,
 )
 
@@ -55,14 +55,13 @@ def main(arguments):
     format = _FORMAT.value or ("keras" if pathlib.Path(target).suffix == ".keras" else None)
     if format is None:
         raise ConfigurationError(
-            f"Which format shall {target} have? Set --format to one of: "
-            f"{', '.join(weights.written())}."
+            f"Expected a --format for {target}: {', '.join(weights.written())}. Received: none"
         )
-    weights.module(format)  # before anything is read: its name may be wrong
+    weights.module(format)  # raises for an unknown format before anything is read
     model = weights.load_pretrained(source, image_size=_IMAGE_SIZE.value)
     if _TOKENIZER.value is not None:
         kinds.give_tokenizer(model, _TOKENIZER.value)
     weights.save_as(model, format, target, verify=_VERIFY.value)
-    checked = "; read back, it gives the same embeddings" if _VERIFY.value else ""
+    checked = "; read back, the model computes the same embeddings" if _VERIFY.value else ""
     print(f"Written to {target} as {format}{checked}.")
     return 0

@@ -1,4 +1,4 @@
-"""`flipkit evaluate MODEL EVALUATOR [name=value ...]`: what a model is worth.
+"""`flipkit evaluate MODEL EVALUATOR [name=value ...]`: evaluates a model.
 
 MODEL is a run's folder, a .keras file, a folder of open_clip, Hugging Face, KerasHub or save_to_preset,
 big_vision's .npz, or a checkpoint of the official FLIP. EVALUATOR is zero_shot, retrieval,
@@ -10,9 +10,9 @@ caption_choice or, for classifiers, accuracy:
     flipkit evaluate M accuracy data='test-*.tar'
     flipkit evaluate M caption_choice data=captioned_shapes data.split=word_order
 
-A model whose tokenizer does not lie beside it takes model.tokenizer=FILE. What is found is kept in
-evaluations.json, by model, data and settings: in the folder of a run, else in the current one;
---results FILE names another.
+model.tokenizer=FILE names a tokenizer that is not beside MODEL. The results are stored in
+evaluations.json, by model, data and settings: in the folder of a run, else in the current one.
+--results FILE names another file.
 """
 
 import pathlib
@@ -31,7 +31,7 @@ FLAGS = shell.Flags()
 _RESULTS = flags.DEFINE_string(
     "results",
     None,
-    "JSON file to keep the results in; default: evaluations.json of the run, or here.",
+    "JSON file of the results; default: evaluations.json in the run's or the current folder.",
     flag_values=FLAGS,
 )
 
@@ -49,7 +49,7 @@ def main(arguments):
 
     evaluator = evaluation.make(name, settings)
     out = pathlib.Path(_RESULTS.value) if _RESULTS.value else findings.place(where)
-    findings.read(out)  # what it can't be added to is refused before an hour of work
+    findings.read(out)  # a file that cannot be extended raises before an hour of work
     cache_programs()
     model = weights.load_any(where, tokenizer)
     if getattr(evaluator, "reads_text", False) and hasattr(model, "tokenizer"):
@@ -64,17 +64,17 @@ def main(arguments):
 
 
 def table(found, title) -> Table:
-    """A row for each group of metrics, a column for each metric."""
+    """Returns a table with a row for each group of metrics and a column for each metric."""
     groups = list(dict.fromkeys(name.rpartition("/")[0] for name in found))
     metrics = list(dict.fromkeys(name.rpartition("/")[2] for name in found))
     result = printing.table("", *metrics, title=title, numbers=True)
     for group in groups:
         cells = (found.get(f"{group}/{metric}" if group else metric) for metric in metrics)
-        told = (
+        shown = (
             "" if cell is None else _shown(metric, cell)
             for metric, cell in zip(metrics, cells, strict=True)
         )
-        result.add_row(group or "all", *told)
+        result.add_row(group or "all", *shown)
     return result
 
 

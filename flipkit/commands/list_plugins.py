@@ -1,4 +1,4 @@
-"""`flipkit plugins`: what there is, what is broken, and what does as it must.
+"""`flipkit plugins`: lists components and broken plugins, or checks them.
 
 flipkit plugins --hook maskers
 flipkit plugins --check grid flipkit-text-maskers
@@ -17,14 +17,14 @@ from flipkit.errors import UnknownName, nearest
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"flipkit: {message[:1].upper()}{message[1:]}. --help tells the flags.\n")
+        self.exit(2, f"flipkit: {message[:1].upper()}{message[1:]}. --help lists the flags.\n")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print what there is and what is broken, or check it.
+    """Prints the components and the problems of plugins, or checks components.
 
     Returns:
-        0; when checking, 1 if anything fails or is broken; 2 for a name or a hook there isn't.
+        0; with --check, 1 if a component fails or is broken. An unknown name or flag exits with 2.
     """
     parser = _Parser("flipkit plugins", description="List components, or check them.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -48,19 +48,19 @@ def main(argv: list[str] | None = None) -> int:
         _print_json(wrong, components=[dataclasses.asdict(c) for c in components])
         return 0
     rows = [(*_row(c), c.summary, c.status.partition(":")[0]) for c in components]
-    # What can't be told in the row of a component.
-    told = {(c.distribution, f"flipkit_{c.kind}") for c in components if c.status != "ok"}
+    # Problems without a row of their component.
+    shown = {(c.distribution, f"flipkit_{c.kind}") for c in components if c.status != "ok"}
     rows += [
         (p.hook.removeprefix("flipkit_"), "-", str(p.source), p.reason, "broken")
         for p in wrong
-        if (p.source.distribution, p.hook) not in told
+        if (p.source.distribution, p.hook) not in shown
     ]
     _print_list(rows, wrong)
     return 0
 
 
 def _check(names, kinds, as_json):
-    """Check what `names` mean, tell each component as it is checked, and print the verdicts."""
+    """Checks the components of `names`, prints each as it starts, and prints the verdicts."""
     process.skip_fusion_emitters()
     from flipkit.testing.elsewhere import shared_programs  # imports Keras, which a list need not
     from flipkit.testing.installed import check_installed
@@ -75,17 +75,17 @@ def _check(names, kinds, as_json):
             verdicts.append(verdict)
             print(f"  {verdict.component.name}: {verdict}", file=sys.stderr, flush=True)
     meant = {*names, *(v.component.distribution for v in verdicts)}
-    # Also what is wrong with a plugin beside its components, and what they did meanwhile.
+    # Also the problems of plugins, those included that arose in the checks.
     wrong = [p for p in _problems_of(kinds) if not names or p.source.distribution in meant]
     wrong += [problem for verdict in verdicts for problem in verdict.problems]
     if as_json:
-        told = [
+        found = [
             dataclasses.asdict(v.component)
             | {"verdict": v.status, "detail": v.detail}
             | {"checks": {o.check: {"status": o.status, "message": o.message} for o in v.outcomes}}
             for v in verdicts
         ]
-        _print_json(wrong, verdicts=told)
+        _print_json(wrong, verdicts=found)
     else:
         rows = [(*_row(v.component), str(v)) for v in verdicts]
         _print_table(("kind", "name", "source", "verdict"), rows, wrong)
@@ -93,7 +93,7 @@ def _check(names, kinds, as_json):
 
 
 def _problems_of(kinds):
-    """The problems, without those of other kinds' hooks."""
+    """Returns the problems of plugins, without those of other kinds' hooks."""
     others = {*plugins.HOOKS} - {f"flipkit_{kind}" for kind in kinds}
     return [problem for problem in plugins.problems() if problem.hook not in others]
 
@@ -104,16 +104,18 @@ def _row(component):
     return component.kind, component.name, source
 
 
-def _print_json(wrong, **told):
+def _print_json(wrong, **printed):
     def plain(found):
         return [
             dataclasses.asdict(p.source) | {"hook": p.hook, "reason": p.reason, "fix": p.fix}
             for p in found
         ]
 
-    told |= {"problems": plain(wrong), "deprecated": plain(plugins.deprecated())}
-    told["disabled"] = [dataclasses.asdict(s) | {"by": by} for s, by in plugins.disabled().items()]
-    print(json.dumps(told, indent=2))
+    printed |= {"problems": plain(wrong), "deprecated": plain(plugins.deprecated())}
+    printed["disabled"] = [
+        dataclasses.asdict(s) | {"by": by} for s, by in plugins.disabled().items()
+    ]
+    print(json.dumps(printed, indent=2))
 
 
 def _print_table(titles, rows, wrong):
@@ -128,7 +130,7 @@ def _print_table(titles, rows, wrong):
 
 
 def _print_list(rows, wrong):
-    """Components by kind, and what each is, on lines as wide as the terminal."""
+    """Prints components by kind, each with its summary, on lines as wide as the terminal."""
     out = console.Console(markup=False, highlight=False)
     kind = None
     for row in rows:
@@ -144,7 +146,7 @@ def _print_list(rows, wrong):
 
 
 def _print_below(out, wrong):
-    """What is wrong, what goes and what is left out."""
+    """Prints the problems, the deprecations and the disabled plugins."""
     for problem in [*wrong, *plugins.deprecated()]:
         out.print(str(problem), soft_wrap=True)
     for source, by in plugins.disabled().items():

@@ -1,8 +1,8 @@
-"""`flipkit plan RECIPE [name=value ...]`: what a run will cost, without starting it.
+"""`flipkit plan RECIPE [name=value ...]`: prints what a run will cost, without starting it.
 
-RECIPE and name=value are those of `flipkit run`. Prints parameters, tokens and FLOPs per
-pair, what masking saves, and each phase's steps and learning rate, all told from the model's shapes:
-no weights are made, no accelerator is touched and no data is needed.
+RECIPE and name=value are those of `flipkit run`. Prints parameters, tokens and FLOPs per pair, what
+masking saves, and each phase's steps and learning rate. It computes them from the model's shapes,
+without weights, an accelerator or data.
 """
 
 import pathlib
@@ -31,17 +31,17 @@ def main(arguments):
         )
     name, *settings = words
     run = recipe.make(recipe.load(name), split_settings(settings))
-    from flipkit import planning  # imports Keras, which a mistake above need not wait for
+    from flipkit import planning  # imports Keras, too slow for a mistake above
 
     plan = planning.plan(run)
     console.print(model_table(plan, name))
     if len(plan["masking"]) > 1:
         console.print(masking_table(plan))
-    few = max(1, (console.width - 28) // 14)  # that stand side by side
+    few = max(1, (console.width - 28) // 14)  # phases that fit side by side
     for first in range(0, len(plan["phases"]), few):
         console.print(phases_table(plan, first, few))
-    told = f"{plan['flops']:.3g} FLOPs in all: matrix products, forward and backward, with what is "
-    console.print(f"{told}computed again to save memory (remat).")
+    line = f"{plan['flops']:.3g} FLOPs in all: matrix products, forward and backward, with what is "
+    console.print(f"{line}computed again to save memory (remat).")
     if plan["data"]["unknown"]:
         printing.say(console, f"Epochs are unknown. {plan['data']['unknown']}")
     if _JSON.value:
@@ -52,7 +52,7 @@ def main(arguments):
 
 
 def model_table(plan, name) -> Table:
-    """The towers: parameters, tokens, FLOPs."""
+    """Returns the table of the towers: parameters, tokens, FLOPs."""
     columns = ("", "parameters", "with projection", "tokens", "forward FLOPs")
     unmasked = plan["masking"][0]
     costs, caption = unmasked["flops_by_tower"], None
@@ -61,18 +61,18 @@ def model_table(plan, name) -> Table:
         caption = f"The text tower costs {share:.2%} of the unmasked image tower.\n"
     title = f"flipkit plan {name}"
     table = printing.table(*columns, title=title, caption=caption, numbers=True)
-    for role, told in plan["towers"].items():
-        sizes = [_counted(told[key]) for key in ("parameters", "with_projection")]
-        row = (*sizes, _number(told["tokens"]), _giga(costs[role]))
-        table.add_row(f"{role}: {told['encoder']}", *row)
-        if "with_fixed_positions" in told:
-            table.add_row("  fixed positions too", _counted(told["with_fixed_positions"]))
+    for role, tower in plan["towers"].items():
+        sizes = [_counted(tower[key]) for key in ("parameters", "with_projection")]
+        row = (*sizes, _number(tower["tokens"]), _giga(costs[role]))
+        table.add_row(f"{role}: {tower['encoder']}", *row)
+        if "with_fixed_positions" in tower:
+            table.add_row("  fixed positions too", _counted(tower["with_fixed_positions"]))
     table.add_row("model", "", _counted(plan["parameters"]), "", _giga(unmasked["flops"]))
     return table
 
 
 def masking_table(plan) -> Table:
-    """What masking saves of a forward pass."""
+    """Returns the table of the FLOPs of a forward pass at each mask ratio."""
     columns = ("mask ratio", "image tokens", "image FLOPs", "with text")
     ratios = ("image", "both", "image*", "both*")
     table = printing.table(
@@ -98,7 +98,7 @@ def masking_table(plan) -> Table:
 
 
 def phases_table(plan, first=0, count=None) -> Table:
-    """How each phase trains, and what it costs: `count` of them from the `first`, or all."""
+    """Returns the table of `count` phases from index `first` on, or of all: settings and cost."""
     phases = plan["phases"][first:][:count]
     names = (f"phase {first + i}" for i in range(len(phases)))
     table = printing.table("", *names, title="Training", numbers=True)

@@ -1,4 +1,4 @@
-"""How commands print: lines, and tables as wide as the terminal."""
+"""Prints lines, and tables as wide as the terminal."""
 
 import os
 import sys
@@ -8,28 +8,28 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-WIDTH = 120  # columns of what is no terminal
+WIDTH = 120  # columns where the output is no terminal
 
 
 def console() -> Console:
-    """Where a command prints: as wide as the terminal or as COLUMNS says, WIDTH columns in a file."""
-    told = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if told else WIDTH, highlight=False)
+    """Returns a console as wide as the terminal or COLUMNS; WIDTH columns in a file."""
+    sized = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if sized else WIDTH, highlight=False)
 
 
 def say(console: Console, text: str):
-    """Prints a line as it is: never broken, so that a log has one line for each."""
+    """Prints a text as one line of any width, so that a log has one line for each."""
     console.print(escape(text), soft_wrap=True)
 
 
 def table(*columns, title, caption=None, numbers=False) -> Table:
-    """A table that spends its width on what it says: no frame, two blanks between columns.
+    """Returns a table without a frame, with two blanks between columns.
 
     Args:
         columns: titles; none for a table without a head.
-        title: above it, as it is.
-        caption: below it, as it is.
-        numbers: whether all columns but the first hold numbers: to the right, never broken.
+        title: text above it, without markup.
+        caption: text below it, without markup.
+        numbers: whether all columns but the first hold numbers, which stand right and do not wrap.
     """
     made = Table(
         *columns,

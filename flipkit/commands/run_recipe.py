@@ -1,9 +1,9 @@
-"""`flipkit run RECIPE [name=value ...] --workdir DIR`: trains what a recipe describes.
+"""`flipkit run RECIPE [name=value ...] --workdir DIR`: trains the model of a recipe.
 
 RECIPE is a file with a function `recipe`, a name (--recipes lists them), or a run.json. name=value
-sets an argument of the recipe function, or anything in its run by a dotted path. --list shows all that
-can be set and what it means, `--list model.image mask` what has one of these in its path.
-The same command again goes on from the last checkpoint.
+sets an argument of the recipe function, or anything in its run by a dotted path. --list lists all
+settings with their meanings, `--list model.image mask` those with one of these words in their path.
+The same command resumes the run from the last checkpoint.
 """
 
 import pathlib
@@ -26,10 +26,10 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; default: runs/<recipe's name>.", flag_values=FLAGS
 )
 _RECIPES = flags.DEFINE_bool(
-    "recipes", False, "List the recipes that have a name, and stop.", flag_values=FLAGS
+    "recipes", False, "List the recipes that have a name, and exit.", flag_values=FLAGS
 )
 _LIST = flags.DEFINE_bool(
-    "list", False, "List what can be set in RECIPE, what it means, and stop.", flag_values=FLAGS
+    "list", False, "List the settings of RECIPE and their meanings, and exit.", flag_values=FLAGS
 )
 
 
@@ -63,7 +63,7 @@ def main(arguments):
 
 
 def recipes_table() -> Table:
-    """Every recipe by name, with the first line of its docstring."""
+    """Returns a table of the recipes: name, and first line of the docstring."""
     table = printing.table("recipe", "what it is", title="Recipes")
     for name in recipe.names():
         try:
@@ -75,15 +75,15 @@ def recipes_table() -> Table:
 
 
 def settings_list(function, run, parts=(), width=printing.WIDTH) -> Group:
-    """What name=value can set, as it is now, and what it means: below what owns it.
+    """Returns the settings of a run below their owners, each with its value and meaning.
 
     Args:
-        parts: only what has one of these in its path; none is all.
+        parts: lists only settings with one of these in their path; without parts, all.
 
     Raises:
-        UnknownName: nothing has such a part.
+        UnknownName: no path has such a part.
     """
-    from flipkit.recipe import meanings  # imports Keras, which a mistake need not wait for
+    from flipkit.recipe import meanings  # imports Keras, too slow for a mistake
 
     found = meanings.settings(function, run)
     paths = [*recipe.dials(function), *run.paths()]
@@ -109,7 +109,7 @@ def settings_list(function, run, parts=(), width=printing.WIDTH) -> Group:
 
 
 def run_table(run, name, workdir) -> Table:
-    """What will run: model, parameters, patches, data, phases, plugins."""
+    """Returns the table of a run: model, parameters, patches, data, phases, plugins."""
     import jax
     import keras
 
@@ -149,5 +149,5 @@ def run_table(run, name, workdir) -> Table:
 def _named(part):
     names = ("image_size", "patch_size", "dim", "depth", "heads")
     sizes = {name: getattr(part, name, None) for name in names}
-    told = ", ".join(f"{n}={v}" for n, v in sizes.items() if v is not None)
-    return f"{type(part).__name__}({told})"
+    shown = ", ".join(f"{n}={v}" for n, v in sizes.items() if v is not None)
+    return f"{type(part).__name__}({shown})"

@@ -1,4 +1,4 @@
-"""The shell of all commands: finding one, its flags, mistakes, exit codes."""
+"""Finds and starts commands; parses their flags, prints mistakes, returns exit codes."""
 
 import ast
 import difflib
@@ -12,7 +12,7 @@ from flipkit import plugins, process
 from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest
 from flipkit.plugins import builtins
 
-# What a command asks of its process before anything else is imported.
+# A command's settings of its process, applied before other imports.
 BEFORE: dict[str, Callable[[], None]] = {
     "run": process.take_huge_pages,
     "compare": process.take_huge_pages,
@@ -22,10 +22,10 @@ HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull", "help")
 
 
 def start(name: str | None = None):
-    """Runs a command with the words of the command line, and ends the process with its exit code.
+    """Runs a command with the words of the command line; ends the process with the exit code.
 
     Args:
-        name: of the command; None takes it from the command line: `flipkit run ...`.
+        name: of the command; None reads it from the command line: `flipkit run ...`.
     """
     words = sys.argv[1:]
     if name is None:
@@ -42,17 +42,17 @@ def start(name: str | None = None):
 
 
 def call(name: str, words: list[str]) -> int:
-    """The exit code of a command.
+    """Runs a command; returns its exit code.
 
     Args:
         name: of the command.
-        words: what follows it on the command line.
+        words: the rest of the command line.
     """
     return answer(lambda words: find(name)(words), words)
 
 
 def answer(command: Callable[[list[str]], int | None], words: list[str]) -> int:
-    """The exit code of a command's function; what the user can put right is printed, and is 2."""
+    """Calls a command's function; returns its exit code. Prints a FlipkitError and returns 2."""
     try:
         return command(words) or 0
     except FlipkitError as problem:
@@ -61,10 +61,10 @@ def answer(command: Callable[[list[str]], int | None], words: list[str]) -> int:
 
 
 def find(name: str):
-    """The function of a command: flipkit's own without a look at plugins.
+    """Returns the function of a command. Loads no plugins for flipkit's own commands.
 
     Raises:
-        UnknownName: there is no such command; names the nearest one.
+        UnknownName: no command has this name; the message names the nearest one.
     """
     try:
         return plugins.built_in("commands", name)
@@ -73,12 +73,12 @@ def find(name: str):
     if name.startswith("-"):
         raise UnknownName(f"Expected a command before {name}. {nearest(name, own_commands())}")
     if name not in plugins.names("commands"):
-        plugins.component("commands", name)  # which raises, with what broken plugins may have
+        plugins.component("commands", name)  # raises; the message lists broken plugins
     return _Foreign(name)
 
 
 class _Foreign:
-    """A plugin's command: what it raises names its plugin."""
+    """A plugin's command. An exception that it raises gets a note that names the plugin."""
 
     def __init__(self, name):
         self.name, self.function = name, plugins.component("commands", name)
@@ -94,7 +94,7 @@ class _Foreign:
 
 
 def own_commands() -> dict[str, str]:
-    """{name: what it does} of flipkit's own, read from their files without importing them."""
+    """Returns {name: summary} of flipkit's own commands, read from their files without importing them."""
     found = {}
     for name, target in builtins.flipkit_commands().items():
         file = pathlib.Path(__file__).with_name(f"{target.partition(':')[0].rpartition('.')[2]}.py")
@@ -104,14 +104,14 @@ def own_commands() -> dict[str, str]:
 
 
 def overview() -> str:
-    """What `flipkit --help` prints: the commands, and those of plugins."""
+    """Returns the text of `flipkit --help`: flipkit's commands, and those of plugins."""
     found = own_commands()
     lines = ["Usage: flipkit COMMAND ...", ""]
     for component in plugins.offered_by_name("commands"):
         found[component.name] = f"{component.summary.rstrip('.')} ({component.distribution})"
     width = max(map(len, found))
     lines += [f"  {name.ljust(width)}  {what}" for name, what in found.items()]
-    return "\n".join([*lines, "", "flipkit COMMAND --help tells more."])
+    return "\n".join([*lines, "", "flipkit COMMAND --help describes a command."])
 
 
 # Flags ------------------------------------------------------------------------------------------
@@ -121,17 +121,17 @@ class Flags(flags.FlagValues):
     """A command's own flags: `WORKDIR = flags.DEFINE_string("workdir", ..., flag_values=FLAGS)`."""
 
     def words(self, arguments: list[str], usage: str, settings: bool = True) -> list[str]:
-        """The command line without its flags, which are set.
+        """Sets the flags; returns the other words of the command line.
 
-        absl's flags, such as --verbosity, are taken too. --help prints the usage and ends the process.
+        Also sets absl's flags, such as --verbosity. --help prints the usage and ends the process.
 
         Args:
-            arguments: what follows the command's name.
+            arguments: the words after the command's name.
             usage: the command's docstring.
-            settings: whether the command takes name=value, so that an unknown flag may be meant so.
+            settings: whether the command takes name=value, which the message for an unknown flag shows.
 
         Raises:
-            ConfigurationError: no such flag, or a value that it can't have; names the nearest.
+            ConfigurationError: unknown flag, or invalid value; the message names the nearest flag.
         """
         if {*HELP[:-1]} & {*arguments}:
             print(f"{usage.strip()}\n\n{self.described()}".rstrip())
@@ -146,29 +146,29 @@ class Flags(flags.FlagValues):
             rest = flags.FLAGS(rest)
         except flags.Error as problem:
             name = getattr(problem, "flagname", None)
-            told = str(problem) if name is None else _unknown(name, arguments, [*self], settings)
-            raise ConfigurationError(told) from problem
+            message = str(problem) if name is None else _unknown(name, arguments, [*self], settings)
+            raise ConfigurationError(message) from problem
         return rest[1:]
 
     def described(self) -> str:
-        """The flags and what they do, a line each."""
-        told = {f"--{name}": " ".join((self[name].help or "").split()) for name in self}
-        width = max(map(len, told), default=0)
-        return "\n".join(f"  {name.ljust(width)}  {what}" for name, what in told.items())
+        """Returns a line for each flag: name and help."""
+        lines = {f"--{name}": " ".join((self[name].help or "").split()) for name in self}
+        width = max(map(len, lines), default=0)
+        return "\n".join(f"  {name.ljust(width)}  {what}" for name, what in lines.items())
 
 
 def _unknown(name, arguments, own, settings) -> str:
-    """What to say of a flag that a command has not: the nearest one, or how a setting is written."""
-    told = f"Unknown flag --{name}."
+    """Returns the message for an unknown flag: the nearest flag, or the name=value to write."""
+    text = f"Unknown flag --{name}."
     if close := difflib.get_close_matches(name, own, n=1, cutoff=0.6):
-        return f"{told} Did you mean --{close[0]}?"
+        return f"{text} Did you mean --{close[0]}?"
     if settings:
-        return f"{told} Settings are written name=value: {name}={_value(name, arguments)}"
-    return f"{told} Known: {', '.join(f'--{flag}' for flag in own) or 'none'}."
+        return f"{text} Settings are written name=value: {name}={_value(name, arguments)}"
+    return f"{text} Known: {', '.join(f'--{flag}' for flag in own) or 'none'}."
 
 
 def _value(name, arguments):
-    """What the command line gives the flag: `--name=value`, `--name value`."""
+    """Returns the value of a flag on the command line: `--name=value`, `--name value`."""
     for place, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if argument.startswith("-") and flag.lstrip("-") == name:

@@ -1,14 +1,14 @@
-"""`flipkit show masks [name=value ...]`: what each masker keeps of a picture, drawn.
+"""`flipkit show masks [name=value ...]`: draws what each masker keeps of a picture.
 
     flipkit show masks
     flipkit show masks image=dog.jpg mask_ratio=0.75 maskers=random,gaussian out=masks.png
     flipkit show masks model=runs/shapes image=dog.jpg
 
 Settings: `image` (a file; by default a scene of captioned shapes), `mask_ratio` (0.5), `maskers` (names;
-by default all that are installed and ask no tower), `patch_size` (16), `image_size` (224), `steps` (5, the
-columns), `seed` (0), `out` (masks.png). `model`, whatever kind `flipkit evaluate` takes, shows
-what the model's own masker keeps, at the size that it was trained with; at its ratio too, unless
-`mask_ratio` is told or it ended unmasked.
+by default all installed ones that read no tower), `patch_size` (16), `image_size` (224), `steps` (5, the
+columns), `seed` (0), `out` (masks.png). `model`, of any kind that `flipkit evaluate` reads, draws what
+the model's own masker keeps, at the size that it was trained with. The ratio is `mask_ratio`, else the
+model's, else 0.5.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ RATIO = 0.5
 SETTINGS = {
     "image": "",
     "model": "",
-    "mask_ratio": None,  # a model's own, else RATIO
+    "mask_ratio": None,  # the model's, else RATIO
     "maskers": "",
     "patch_size": 16,
     "image_size": 224,
@@ -47,7 +47,7 @@ def main(arguments):
 def draw(
     image, model, mask_ratio, maskers, patch_size, image_size, steps, seed, out
 ) -> pathlib.Path:
-    """Writes the picture; the command line's settings are its arguments."""
+    """Draws the picture of the command line's settings; returns its path."""
     from flipkit.records import drawing
 
     if model:
@@ -74,7 +74,7 @@ def draw(
 
 
 def _of_maskers(image, mask_ratio, maskers, patch_size, image_size, steps, seed):
-    """A row for each masker."""
+    """Returns a row for each masker: (name, pixels, masks)."""
     from flipkit import plugins
     from flipkit.maskers import get
     from flipkit.preprocessing import Preprocessing
@@ -93,7 +93,7 @@ def _of_maskers(image, mask_ratio, maskers, patch_size, image_size, steps, seed)
     for name, masker in made.items():
         if "tower" in masker.needs:
             raise ConfigurationError(
-                f"The masker {name!r} asks a model's tower: show a model that was trained with it, "
+                f"The masker {name!r} reads a model's tower: show a model that was trained with it, "
                 "model=runs/..."
             )
     (pixels,) = Preprocessing().prepare([image or _scene(seed)], image_size)
@@ -102,7 +102,7 @@ def _of_maskers(image, mask_ratio, maskers, patch_size, image_size, steps, seed)
 
 
 def _of_model(where, image, mask_ratio, steps):
-    """A row for the model's own masker; its patch size; the picture's title."""
+    """Returns ([the row of the model's masker], its patch size, the picture's title)."""
     from flipkit import weights
 
     model = weights.load_any(where)
@@ -115,7 +115,7 @@ def _of_model(where, image, mask_ratio, steps):
 
 
 def kept(masker, pixels, patch_size, mask_ratio, steps, seed=0):
-    """What `masker` keeps of a picture at the first steps of training: bool (steps, patches)."""
+    """Returns what `masker` keeps of a picture at the first steps of training: bool (steps, patches)."""
     import numpy as np
 
     from flipkit.layers import patchify

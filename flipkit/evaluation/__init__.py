@@ -1,4 +1,4 @@
-"""What a model is worth: zero-shot classification, retrieval, and telling a caption from its foil."""
+"""Evaluates models: zero-shot classification, retrieval, captions against foils, accuracy."""
 
 from flipkit.evaluation.classes import class_vectors as class_vectors
 from flipkit.evaluation.classes import load_classnames as load_classnames

@@ -1,4 +1,4 @@
-"""The classes of zero-shot classification: their names, their vectors, and ranks among them."""
+"""Classes of zero-shot classification: their names, their vectors, and ranks among them."""
 
 import collections
 import json
@@ -15,7 +15,7 @@ from flipkit.evaluation import prompts, scores
 
 
 def warn_of_duplicates(names):
-    """Whether several classes have one name, which a warning says."""
+    """Returns whether several classes share a name, and logs a warning if so."""
     counts = collections.Counter(name for name in names if name)
     twice = [name for name, count in counts.items() if count > 1]
     if not twice:
@@ -35,7 +35,7 @@ def warn_of_duplicates(names):
 
 
 def labels_of(samples, classes: int | None):
-    """The labels of samples, int (n,), below `classes`; None is any number of classes."""
+    """Returns the labels of samples, int (n,), below `classes`; None allows any label from 0 on."""
     labels: list[Any] = [label_of(sample) for sample in samples]
     if None in labels:
         bare = samples[labels.index(None)]
@@ -62,10 +62,10 @@ def class_vectors(model, names, templates="name"):
 
 
 def rank_metrics(images, classes, labels, groups=None) -> dict[str, float]:
-    """`top1`, `top5` and `mrr` of labels (n,), overall and by the group (n,) of each picture.
+    """Returns `top1`, `top5` and `mrr` of labels (n,), overall and by the group (n,) of each picture.
 
-    Of classes with equal scores the worst place counts, so that a constant model gains nothing. Where
-    vectors are not finite, `non_finite` counts them (see `flipkit.evaluation.scores.ranks`).
+    Among classes with equal scores the worst place counts, so that a constant model gains nothing.
+    `non_finite` counts vectors that are not finite, if any (see `flipkit.evaluation.scores.ranks`).
     """
     right = np.asarray(labels)[:, None] == np.arange(len(classes))
     ranks = scores.ranks(scores.cosines(images, classes), right)
@@ -78,7 +78,7 @@ def rank_metrics(images, classes, labels, groups=None) -> dict[str, float]:
 
 
 def load_classnames(source: Any, data=None) -> tuple[Any, Any]:
-    """(names, groups or None) from a file, a list, or the data itself; see `ZeroShot`."""
+    """Returns (names, groups or None) from a file, a list, or the data; see `ZeroShot`."""
     if source is None:
         if not hasattr(data, "classnames"):
             raise ConfigurationError("Zero-shot needs class names: set classnames=FILE.json")
@@ -106,6 +106,6 @@ def load_classnames(source: Any, data=None) -> tuple[Any, Any]:
         raise ConfigurationError(
             f"Expected a group for every class. Received: {len(groups)} groups, {len(names)} names"
         )
-    while not names[-1]:  # the last line of a file; elsewhere an empty name keeps its place
+    while not names[-1]:  # such as the last line of a file; other empty names keep their place
         names = names[:-1]
     return names, groups

@@ -1,4 +1,4 @@
-"""Embedding the pictures of a data set, whole or in views."""
+"""Embeds the pictures of a dataset, whole or in views."""
 
 import dataclasses
 import itertools
@@ -12,17 +12,17 @@ from flipkit.errors import BadSample, ConfigurationError, DataError
 from flipkit.random import Seed
 
 CHUNK = 512  # pictures decoded and embedded at a time
-PROBED = 4  # samples looked at before a run begins
+PROBED = 4  # samples checked before a run begins
 
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """What of a picture an evaluation sees: `views(model, first, count)` -> ids, or None for all.
+    """The patches of a picture that an evaluation embeds: `views(model, first, count)` -> ids or None.
 
     Attributes:
         mask_ratio: share of the patches dropped, drawn at random for each picture.
-        ensemble: whether further views follow that together hold every patch.
-        seed: int that the draw is a function of, with the picture's place in the data.
+        ensemble: whether to add views that together hold every patch.
+        seed: int that determines the draw, with the picture's index in the data.
     """
 
     mask_ratio: float = 0.0
@@ -36,7 +36,7 @@ class Views:
             )
 
     def __call__(self, model, first, count):
-        """int32 (count, views, kept) for the pictures from the `first` on."""
+        """Returns int32 (count, views, kept) for `count` pictures from index `first` on; None for all."""
         if not self.mask_ratio:
             return None
         self.check(model)
@@ -48,10 +48,10 @@ class Views:
         return ids if self.ensemble else ids[:, :1]
 
     def check(self, model):
-        """Refuses a model that has no patches to skip."""
+        """Raises ConfigurationError for a model that cannot skip patches."""
         if self.mask_ratio and not getattr(model.image, "grid", None):
             raise ConfigurationError(
-                f"{type(model.image).__name__} cannot skip patches (it tells no grid): leave out "
+                f"{type(model.image).__name__} cannot skip patches (it declares no grid): leave out "
                 "mask_ratio."
             )
 
@@ -59,10 +59,10 @@ class Views:
 def encode(model, data, batch_size=256, views=None):
     """Embeds a dataset's pictures: (float32 unit vectors (n, dim), the n samples without pictures).
 
-    Bad samples are left out, with a warning that counts them.
+    It skips bad samples, and logs a warning for each.
 
     Args:
-        views: `Views`, what to see of each picture; None is all.
+        views: `Views`, the patches of each picture to embed; None is all.
     """
     check_embeds(model, texts=False)
 
@@ -75,11 +75,11 @@ def encode(model, data, batch_size=256, views=None):
 
 
 def check_embeds(model, texts=True):
-    """Refuses a model that embeds no pictures or, where `texts` are asked for, no texts."""
+    """Raises ConfigurationError for a model that cannot embed pictures or, with `texts`, texts."""
     if not hasattr(model, "encode_images"):
         raise ConfigurationError(
             f"Expected a model that embeds pictures, such as flipkit.FLIP. Received: "
-            f"{type(model).__name__}, which evaluator 'accuracy' is for"
+            f"{type(model).__name__}, which the evaluator 'accuracy' takes"
         )
     if texts and not hasattr(model, "encode_texts"):
         raise ConfigurationError(
@@ -87,13 +87,13 @@ def check_embeds(model, texts=True):
         )
     if texts and getattr(model, "tokenizer", model) is None:
         raise ConfigurationError(
-            "Texts are embedded too. Expected a model with a tokenizer, such as "
-            "FLIP(tokenizer='wordpiece'). Received: tokenizer=None"
+            "Expected a model with a tokenizer to embed texts, such as FLIP(tokenizer='wordpiece'). "
+            "Received: tokenizer=None"
         )
 
 
 def opened(data):
-    """The dataset that an evaluator's `data` means; refused if it is empty or isn't there."""
+    """Returns the dataset of an evaluator's `data`; raises if it is None or empty."""
     found = datasets.get(data)
     if found is None:
         raise ConfigurationError("An evaluation needs data: data='test-*.tar', or a dataset")
@@ -103,13 +103,13 @@ def opened(data):
 
 
 def first_samples(model, data):
-    """The first samples that can be used, without their pictures: what is wrong with all shows there."""
+    """Returns the valid ones of the first PROBED samples, without pictures, to check them early."""
     looked = itertools.islice(_read(model, data), PROBED)
-    return [sample for pixels, sample in looked if pixels is not None]  # bad ones are told later
+    return [sample for pixels, sample in looked if pixels is not None]  # `through` reports bad ones
 
 
 def _read(model, data):
-    """Each sample's pixels as the model takes them, and the rest of it; None and why of a bad one."""
+    """Yields each sample's preprocessed pixels and other fields; (None, the BadSample) for a bad one."""
     for i in range(len(data)):
         try:
             sample = dict(data[i])
@@ -121,7 +121,7 @@ def _read(model, data):
 
 
 def through(model, data, embed):
-    """`embed(pixels, place of the first)` of all pictures, and their samples without them."""
+    """Returns `embed(pixels, index of the first)` of all pictures, and their samples without pictures."""
     vectors, samples, chunk, bad = [], [], [], 0
 
     def flush():

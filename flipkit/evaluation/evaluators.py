@@ -1,4 +1,4 @@
-"""Evaluators: zero-shot classification, retrieval, captions against foils, accuracy."""
+"""The evaluators: zero-shot classification, retrieval, captions against foils, accuracy."""
 
 import collections
 import inspect
@@ -22,23 +22,22 @@ from flipkit.registry import Configurable, register
 
 @register
 class ZeroShot(Configurable):
-    """Zero-shot classification: each picture is given the class whose name is nearest.
+    """Zero-shot classification: assigns each picture the class whose name is nearest.
 
-    A class is embedded as CLIP does it: every template's text to a unit vector, their mean, a unit
-    vector again. Classes with the same name are one class: a picture of any of them is right where that
-    name is nearest. (CLIP and open_clip tell them apart by their index, so that pictures of only one of
-    them can be right.)
+    The vector of a class is computed as in CLIP: the unit vector of each template's text, their mean, made
+    a unit vector. Classes with the same name count as one: a picture of any of them is right if that name
+    is nearest. (CLIP and open_clip compare indices, so that pictures of only one of them can be right.)
 
     Args:
         data: labelled pictures: a dataset whose samples have `label`, its name, or a shard pattern.
         classnames: a JSON file (a list, or an object with `names` and, where classes fall into groups,
             a parallel list `split` or `concept_split`), a text file with a name per line, or a list;
-            None asks the data.
+            None reads them from the data.
         templates: "name", "openai_7" (what FLIP reports), "openai_80", or a list of texts with {}.
-        mask_ratio: share of each picture's patches that are dropped, at random; 0 as FLIP is used.
+        mask_ratio: share of each picture's patches that are dropped, at random; FLIP evaluates with 0.
         ensemble: with a mask, whether a picture's vector is the unit mean of several views that
             together hold all of its patches (FLIP, Table 1d).
-        seed: int, what masks are drawn from.
+        seed: int of the random masks.
 
     Returns, when called with a model:
         `top1`, `top5`: shares of the pictures; `mrr`: mean reciprocal rank of the right class; and
@@ -55,14 +54,14 @@ class ZeroShot(Configurable):
         self.data, self.classnames, self.templates = data, classnames, templates
         self.mask_ratio, self.ensemble, self.seed = mask_ratio, ensemble, seed
         self._views = Views(mask_ratio, ensemble, seed)
-        self._warned = False  # of names that several classes have
+        self._warned = False  # of class names that are not unique
 
     def check(self, model):
-        """Raises what calling it would raise, as far as that shows without embedding anything."""
+        """Raises the errors of a call that can be found without embedding anything."""
         self._prepared(model)
 
     def _prepared(self, model):
-        """The data, the classes' names, and their groups or None."""
+        """Returns the data, the classes' names, and their groups or None."""
         check_embeds(model)
         prompts.get(self.templates)
         self._views.check(model)
@@ -88,8 +87,7 @@ class ZeroShot(Configurable):
 class Retrieval(Configurable):
     """Retrieval both ways: recall at 1, 5 and 10.
 
-    A picture has several texts and a text may belong to several pictures (the same words twice): any
-    of them counts as found.
+    A picture may have several texts, and several pictures the same text: any match counts as found.
 
     Args:
         data: a dataset, its name, or a shard pattern.
@@ -97,8 +95,8 @@ class Retrieval(Configurable):
 
     Returns, when called with a model:
         `image_to_text/recall@1`, ..., `text_to_image/recall@1`, ..., the numbers of `images` and `texts`,
-        and `non_finite`, where there are any: pictures and texts whose vectors are not finite, which find
-        nothing and are not found.
+        and `non_finite`, where there are any: pictures and texts whose vectors are not finite, which count
+        as wrong and as not found.
     """
 
     reads_text = True
@@ -109,7 +107,7 @@ class Retrieval(Configurable):
         self._views = Views(mask_ratio, ensemble, seed)
 
     def check(self, model):
-        """Raises what calling it would raise, as far as that shows without embedding anything."""
+        """Raises the errors of a call that can be found without embedding anything."""
         self._prepared(model)
 
     def _prepared(self, model):
@@ -149,14 +147,14 @@ def _check_texts(samples):
 
 @register
 class CaptionChoice(Configurable):
-    """Telling a picture's caption from a foil of the same words; chance is 0.5.
+    """Choice between a picture's caption and a foil of the same words; chance is 0.5.
 
     Args:
         data: a dataset whose samples have two texts, the true one first.
 
     Returns, when called with a model:
-        `accuracy`, where a tie is wrong, `count`, and `non_finite`, where there are any: vectors that are
-        not finite, whose choices are wrong.
+        `accuracy`, `count`, and `non_finite`, where there are any: vectors that are not finite. Ties, and
+        choices with such vectors, count as wrong.
     """
 
     reads_text = True
@@ -165,7 +163,7 @@ class CaptionChoice(Configurable):
         self.data = data
 
     def check(self, model):
-        """Raises what calling it would raise, as far as that shows without embedding anything."""
+        """Raises the errors of a call that can be found without embedding anything."""
         self._prepared(model)
 
     def _prepared(self, model):
@@ -197,7 +195,7 @@ def _check_choices(samples):
 
 @register
 class Accuracy(Configurable):
-    """What share of pictures a `flipkit.Classifier` gives their label: top-1 and top-5.
+    """Accuracy of a `flipkit.Classifier`: the share of pictures with the right label, top-1 and top-5.
 
     Args:
         data: labelled pictures: a dataset whose samples have `label`, its name, or a shard pattern.
@@ -211,13 +209,13 @@ class Accuracy(Configurable):
         self.data = data
 
     def check(self, model):
-        """Raises what calling it would raise, as far as that shows without embedding anything."""
+        """Raises the errors of a call that can be found without embedding anything."""
         self._prepared(model)
 
     def _prepared(self, model):
         if not hasattr(model, "classify"):
             raise ConfigurationError(
-                "Accuracy is a classifier's; a FLIP names pictures by zero_shot. Received: "
+                "Expected a classifier; the evaluator of a FLIP is zero_shot. Received: "
                 f"{type(model).__name__}"
             )
         data = opened(self.data)
@@ -237,7 +235,7 @@ class Accuracy(Configurable):
 
 @register
 class Neighbours(Configurable):
-    """What share of pictures is nearest to another picture of its label: for models without texts too.
+    """Share of pictures whose nearest other picture has the same label, also for models without texts.
 
     Args:
         data: labelled pictures, several of each label: a dataset, its name, or a shard pattern.
@@ -251,7 +249,7 @@ class Neighbours(Configurable):
         self.data = data
 
     def check(self, model):
-        """Raises what calling it would raise, as far as that shows without embedding anything."""
+        """Raises the errors of a call that can be found without embedding anything."""
         self._prepared(model)
 
     def _prepared(self, model):
@@ -270,14 +268,14 @@ class Neighbours(Configurable):
 
 
 def make(name: str, texts: dict[str, str]):
-    """The evaluator called `name`, with its arguments given as text.
+    """Returns the evaluator called `name`, with arguments parsed from text.
 
     Args:
-        name: of flipkit's or a plugin's.
+        name: of an evaluator of flipkit or a plugin.
         texts: {argument, or dotted path into one: text}.
 
     Raises:
-        UnknownName: no such evaluator or argument; names the nearest one.
+        UnknownName: no evaluator or argument has this name; the message names the nearest one.
     """
     owner: Any = plugins.component("evaluators", name)
     known = {n: p.default for n, p in inspect.signature(owner).parameters.items()}

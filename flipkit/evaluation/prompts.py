@@ -1,4 +1,4 @@
-"""Prompt templates: the sentences a class name is put into before zero-shot classification."""
+"""Prompt templates: sentences with a place for the class name, for zero-shot classification."""
 
 import string
 from collections.abc import Iterable
@@ -105,11 +105,11 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 def get(identifier: str | Iterable[str]) -> tuple[str, ...]:
-    """The templates of a name in `TEMPLATES`, or the given ones, each with one `{}` for the class name.
+    """Returns the templates of a name in `TEMPLATES`, or the given ones, each with one `{}`.
 
     Raises:
-        UnknownName: no templates have that name; the nearest known name is told.
-        ConfigurationError: there is no template, or one without `{}`, with several, or with other fields.
+        UnknownName: no templates have that name; the message names the nearest one.
+        ConfigurationError: there is no template, or one has no `{}`, several, or other fields.
     """
     if isinstance(identifier, str):
         if identifier not in TEMPLATES:
@@ -126,7 +126,7 @@ def get(identifier: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _takes_a_name(template):
-    """Whether `template.format(name)` puts the name into its one place."""
+    """Returns whether `template` has one `{}` and no other field."""
     if not isinstance(template, str):
         return False
     try:

@@ -1,4 +1,4 @@
-"""A run in numbers, counted from traced shapes."""
+"""Computes tokens, FLOPs, steps and rates of a run from traced shapes."""
 
 from flipkit.planning.counting import flops as flops
 from flipkit.planning.estimate import plan as plan

@@ -1,26 +1,26 @@
-"""FLOPs of a traced program."""
+"""Counts the FLOPs of a traced program."""
 
 import math
 
-import jax  # traces programs without running them, for which Keras has no word
+import jax  # traces programs without running them, which Keras cannot
 from jax.extend import core
 
 from flipkit.errors import ConfigurationError
 
 
 def flops(function, *inputs) -> int:
-    """FLOPs of the matrix products and convolutions in `function(*inputs)`; a multiply-add is two.
+    """Counts the FLOPs of matrix products and convolutions in `function(*inputs)`; a multiply-add is two.
 
-    The function is traced and not run, so that this counts what is computed, whoever wrote it: a
-    backward pass, blocks that `remat` computes again, each round of a scan, the costliest branch of
-    a condition. Sums, norms, softmax and activations are not counted, as usual.
+    It traces the function without running it. The count includes a backward pass, blocks that `remat`
+    computes again, each iteration of a scan and the costliest branch of a condition. It leaves out sums,
+    norms, softmax and activations, as usual.
 
     Args:
         function: takes and returns arrays.
         inputs: `jax.ShapeDtypeStruct`, in any nesting, or arrays.
 
     Raises:
-        ConfigurationError: there are products inside a loop whose number of rounds no shape tells.
+        ConfigurationError: a product is inside a loop whose number of iterations no shape determines.
     """
     return _count(jax.make_jaxpr(function)(*inputs).jaxpr)
 
@@ -47,14 +47,14 @@ def _flops_of_equation(equation):
         return params["length"] * sum(counts)
     if name in ("while", "pallas_call") and any(counts):
         raise ConfigurationError(
-            f"Can't count the matrix products in a {name!r}: no shape tells its rounds. Those of a "
-            "scan, and of a loop in Python, can be counted."
+            f"Can't count the matrix products in a {name!r}: no shape determines its number of "
+            "iterations. Those in a scan, and in a loop in Python, can be counted."
         )
     return sum(counts)
 
 
 def _programs(value):
-    """The programs in a parameter of an equation."""
+    """Returns the programs in a parameter of an equation."""
     if isinstance(value, core.ClosedJaxpr):
         return [value.jaxpr]
     if isinstance(value, core.Jaxpr):

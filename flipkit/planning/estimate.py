@@ -1,4 +1,4 @@
-"""A run in numbers: tokens, FLOPs, steps and rates, counted from traced shapes."""
+"""Computes tokens, FLOPs, steps and rates of a run from traced shapes."""
 
 from flipkit.errors import FlipkitError
 from flipkit.planning.towers import MASKS, Towers
@@ -7,15 +7,15 @@ RATIOS = (0.0, 0.5, 0.75)  # those of the paper's Table 1a
 
 
 def plan(run) -> dict:
-    """A run in numbers, each from its own model, schedules and phases; ready for JSON.
+    """Computes the numbers of a run from its model, schedules and phases; returns a dict for JSON.
 
     Args:
         run: `flipkit.Run`.
 
     Returns:
         `parameters`; `towers`, by name, each with its encoder, parameters and tokens; `masking`, a list
-        of `Towers.masking` at mask ratios 0, 0.5, 0.75 and the run's own, of pictures of the tower's own
-        size; `data` and its samples, where they can be counted; `phases`, in order, each at its image
+        of `Towers.masking` at mask ratios 0, 0.5, 0.75 and the run's own, at the tower's own image size;
+        `data`, with the number of samples where it can be counted; `phases`, in order, each at its image
         size; `flops`, of all phases.
     """
     towers = Towers(run.model)
@@ -28,8 +28,8 @@ def plan(run) -> dict:
     ratios, phases = {name: getattr(run.model, name, 0.0) for name in MASKS}, []
     size = getattr(run.model, "image_size", None)
     for phase in run.phases:
-        told = {name: getattr(phase, name) for name in MASKS}
-        ratios |= {name: ratio for name, ratio in told.items() if ratio is not None}
+        changed = {name: getattr(phase, name) for name in MASKS}
+        ratios |= {name: ratio for name, ratio in changed.items() if ratio is not None}
         size = phase.image_size or size
         if size not in sized:
             sized[size] = Towers(run.model, size)

@@ -1,10 +1,10 @@
-"""The encoders of a model in parameters, tokens and FLOPs."""
+"""Counts parameters, tokens and FLOPs of a model's encoders."""
 
 import contextlib
 import math
 from typing import Any
 
-import jax  # traces programs without running them, for which Keras has no word
+import jax  # traces programs without running them, which Keras cannot
 import keras
 from keras import ops
 
@@ -19,14 +19,14 @@ _ROWS = 2  # of a traced batch, divided out again: one row alone might be squeez
 
 
 class Towers:
-    """The encoders of a model, image and text or one of them, in parameters, tokens and FLOPs.
+    """Counts parameters, tokens and FLOPs of the encoders of a model, image and text or one of them.
 
-    FLOPs are those of matrix products and convolutions. The loss's, over a whole batch, are not among
-    them: 6 * batch * dim a pair, a hundredth of a step at the paper's sizes.
+    FLOPs are those of matrix products and convolutions. They leave out the loss over a whole batch:
+    6 * batch * dim a pair, a hundredth of a step at the paper's sizes.
 
     Args:
-        model: `flipkit.FLIP` or another with encoders, of which a copy without memory is made.
-        image_size: of the pictures, as in `flipkit.FLIP`; None is the tower's own.
+        model: `flipkit.FLIP` or another with encoders. The class makes a copy without memory for weights.
+        image_size: of the pictures, as in `flipkit.FLIP`; None is that of the tower.
     """
 
     def __init__(self, model, image_size=None):
@@ -36,14 +36,14 @@ class Towers:
             self.model.image_size = image_size
         for layer in keras_inside.layers_of(self.model):
             if isinstance(layer, Attention):
-                layer.impl = "einsum"  # the same products as the fused ones, on every machine
+                layer.impl = "einsum"  # the same products as the fused kernels, on every machine
         self.encoders = self.model.encoders()
         self._forward, self._training = {}, {}  # traced once for a tower and what it keeps
 
     @property
     def parameters(self) -> int:
         """Numbers in the model's weights, learned and frozen."""
-        return _size(self.model) - 1  # the count of steps is none
+        return _size(self.model) - 1  # the count of steps is no parameter
 
     @property
     def masks(self) -> bool:
@@ -51,7 +51,7 @@ class Towers:
         return hasattr(self.model, "mask_ratio") and bool(getattr(self.model.image, "grid", None))
 
     def told(self, tower) -> dict:
-        """Parameters and tokens of a tower."""
+        """Returns the parameters and tokens of a tower."""
         encoder, head = self.encoders[tower], getattr(self.model, f"{tower}_projection", None)
         found = {
             "encoder": type(encoder).__name__,
@@ -61,30 +61,30 @@ class Towers:
         }
         fixed = getattr(encoder, "position", None)
         if fixed is not None and not isinstance(fixed, keras.Variable):
-            # The official code keeps fixed positions, and a row of zeros for the class token, among its
-            # parameters, and Table 9 counts them.
+            # The official code stores fixed positions, and a row of zeros for the class token, as
+            # parameters, which Table 9 counts.
             rows = len(fixed) + _class_tokens(encoder)
             found["with_fixed_positions"] = _size(encoder) + rows * fixed.shape[-1]
         return found
 
     def kept(self, tower, ratio) -> int | None:
-        """Patches or words that training keeps at a mask ratio; None of an encoder without a grid."""
+        """Returns how many patches or tokens training keeps; None for an image encoder without a grid."""
         if hasattr(self.model, "kept") and (tower == "text" or self.masks):
             return self.model.kept(tower, ratio)
         return math.prod(self.grid) if self.grid else None
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """(rows, columns) of a picture's patches; None of an encoder that tells none."""
+        """(rows, columns) of a picture's patches; None for an encoder that declares none."""
         return getattr(self.model, "grid", getattr(self.model.image, "grid", None))
 
     def tokens(self, tower, ratio) -> int | None:
-        """Tokens that pass through the blocks: those kept, and the image tower's class token."""
+        """Returns how many tokens the blocks process: those kept, and the image tower's class token."""
         kept = self.kept(tower, ratio)
         return None if kept is None else kept + _class_tokens(self.encoders[tower])
 
     def forward(self, tower, ratio=0.0) -> int:
-        """FLOPs of an encoder for one image or text."""
+        """Returns the FLOPs of an encoder for one image or text."""
         kept = self.kept(tower, ratio)
         if (tower, kept) not in self._forward:
             inputs = self._words if tower == "text" else self._patches
@@ -96,8 +96,9 @@ class Towers:
         return self._forward[tower, kept]
 
     def training(self, ratio=0.0, text_ratio=0.0) -> dict[str, int]:
-        """FLOPs of training on a pair, forward and backward, by tower: with what belongs to it, such as
-        its projection or a reconstruction, and with what `remat` computes again.
+        """Returns the FLOPs of training on a pair, forward and backward, by tower.
+
+        They include a tower's projection or reconstruction, and what `remat` computes again.
         """
         found = {}
         with self._masked(ratio, text_ratio):
@@ -112,7 +113,7 @@ class Towers:
 
     @contextlib.contextmanager
     def _masked(self, *ratios):
-        """Inside it the copy has these mask ratios, as far as its class has any."""
+        """Inside it the copy has these mask ratios, if its class has mask ratios."""
         own = {name: getattr(self.model, name) for name in MASKS if hasattr(self.model, name)}
         for name, ratio in zip(own, ratios, strict=False):
             setattr(self.model, name, ratio if name != "mask_ratio" or self.masks else own[name])
@@ -123,10 +124,10 @@ class Towers:
                 setattr(self.model, name, ratio)
 
     def masking(self, ratio, text_ratio=0.0) -> dict:
-        """A forward pass at a mask ratio, and its ratio to one without masks.
+        """Returns tokens and FLOPs of a forward pass at a mask ratio, and its ratio to one without masks.
 
         flipkit embeds the patches that it keeps. The official code embeds all of them and drops some
-        afterwards, which is what the paper's figures count: `official_image_ratio`, `official_ratio`.
+        afterwards. The paper's figures count that: `official_image_ratio`, `official_ratio`.
         """
         ratios = dict(self._ratios(ratio, text_ratio))
         costs = {tower: self.forward(tower, share) for tower, share in ratios.items()}
@@ -146,10 +147,10 @@ class Towers:
         }
 
     def _ratios(self, ratio, text_ratio):
-        return zip(self.encoders, (ratio, text_ratio), strict=False)  # which may lack a text tower
+        return zip(self.encoders, (ratio, text_ratio), strict=False)  # there may be no text tower
 
     def _embedding(self):
-        """FLOPs of embedding a patch."""
+        """Returns the FLOPs of embedding a patch."""
         layer = getattr(self.model.image, "patch_embed", None)
         dense = isinstance(layer, keras.layers.Dense)
         return _flops_of_layer(layer, self._patches(1)[0]) if dense else 0
@@ -180,12 +181,12 @@ def _class_tokens(encoder):
 
 
 def _size(layer):
-    """Numbers in a layer's weights, learned and frozen."""
+    """Returns how many numbers a layer's weights hold, learned and frozen."""
     return sum(math.prod(variable.shape) for variable in layer.weights)
 
 
 def _flops_of_layer(layer, x, rest=None, *, training=False, **static):
-    """FLOPs of a layer for one row of its input; `training` adds the gradient of what it learns."""
+    """Returns the FLOPs of a layer for one row of its input; `training` adds the backward pass."""
     learned, others = (
         [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables]
         for variables in (layer.trainable_variables, layer.non_trainable_variables)

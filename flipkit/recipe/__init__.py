@@ -1,4 +1,4 @@
-"""Recipes: finding them, setting their arguments, tiny runs."""
+"""Finds recipes, sets their arguments, makes runs and tiny runs of them."""
 
 from flipkit.recipe.finding import load as load
 from flipkit.recipe.finding import names as names

@@ -1,4 +1,4 @@
-"""Finding recipes: by path, by name, from a run.json."""
+"""Finds recipes: by path, by name, from a `run.json`."""
 
 import inspect
 import pathlib
@@ -14,16 +14,16 @@ from flipkit.errors import (
 )
 from flipkit.plugins import modules
 
-FILES_TOLD = 8  # of those beside a recipe that is not there
+FILES_LISTED = 8  # in the message for a missing recipe file, of the files beside it
 
 
 def names() -> list[str]:
-    """Every recipe that can be run by name: flipkit's own and the plugins'."""
+    """Returns the names of all recipes: flipkit's own and the plugins'."""
     return plugins.names("recipes")
 
 
 def load(identifier) -> Callable[..., Any]:
-    """The recipe function that `identifier` means.
+    """Returns the recipe function of `identifier`.
 
     Args:
         identifier: a path to a `.py` file with a function `recipe`, a shipped name, a plugin's
@@ -45,7 +45,7 @@ def load(identifier) -> Callable[..., Any]:
 
 
 def _no_recipe(path):
-    """What to say of a recipe that is nowhere: the nearest file beside it, or the nearest name."""
+    """Returns the message for a missing recipe, with the nearest file beside it or the nearest name."""
     if (record := path / "run.json").is_file():
         return f"{path} is the folder of a run, whose recipe is {str(record)!r}."
     file = path.suffix in (".py", ".json") or len(path.parts) > 1
@@ -53,13 +53,13 @@ def _no_recipe(path):
     meant = {name: name for name in names()}
     meant |= {p.stem: str(p) for p in beside} | {p.name: str(p) for p in beside}
     close = closest(path.name, meant) or closest(path.stem, meant)
-    told = f"No recipe file: {path}." if file else f"Unknown recipe: {str(path)!r}."
+    text = f"No recipe file: {path}." if file else f"Unknown recipe: {str(path)!r}."
     if file and not path.parent.is_dir():
-        told += f" There is no folder {path.parent}."
+        text += f" There is no folder {path.parent}."
     elif file and beside:
-        rest = ", ..." if len(beside) > FILES_TOLD else ""
-        told += f" Beside it: {', '.join(p.name for p in beside[:FILES_TOLD])}{rest}."
-    return f"{told} {suggestion(close and meant[close], names())}"
+        rest = ", ..." if len(beside) > FILES_LISTED else ""
+        text += f" Beside it: {', '.join(p.name for p in beside[:FILES_LISTED])}{rest}."
+    return f"{text} {suggestion(close and meant[close], names())}"
 
 
 def _function(module, where):
@@ -91,6 +91,6 @@ def _recorded(path):
 
 
 def summary(function) -> str:
-    """First line of the recipe file's docstring."""
+    """Returns the first line of the docstring of the recipe's file."""
     text = inspect.getmodule(function).__doc__ or function.__doc__ or ""
     return text.strip().splitlines()[0] if text.strip() else ""

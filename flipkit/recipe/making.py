@@ -1,4 +1,4 @@
-"""A recipe function and settings to a run."""
+"""Makes a run from a recipe function and settings."""
 
 import inspect
 
@@ -12,20 +12,21 @@ from flipkit.settings import REQUIRED, as_like, parse
 
 
 def dials(function) -> dict[str, object]:
-    """A recipe's own arguments: {name: default}, REQUIRED for one without."""
+    """Returns a recipe's arguments: {name: default}, REQUIRED for one without a default."""
     parameters = inspect.signature(function).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {p.name: p.default for p in named}
 
 
 def make(function, settings: dict[str, str]):
-    """The run that a recipe function describes, with `settings` applied.
+    """Calls a recipe function; returns its run with `settings` applied.
 
-    A name that the function takes goes to it, so that what it derives follows; any other is a
-    dotted path into the run.
+    An argument of the function is passed to it, so that derived values change too. Any other name is
+    a dotted path into the run.
 
     Raises:
-        UnknownName: no such argument or path.
+        UnknownName: the recipe has no such argument, and the run no such path.
+        ConfigurationError: the recipe raises an error, needs a value, or returns no run.
     """
     own = dials(function)
     values = {name: parse(text) for name, text in settings.items()}
@@ -38,7 +39,7 @@ def make(function, settings: dict[str, str]):
     missing = [name for name, value in own.items() if value is REQUIRED and name not in given]
     if missing:
         raise ConfigurationError(f"This recipe needs a value: {missing[0]}=...")
-    # A tiny run has phases of its own, which follow a recipe's that may be longer than a batch.
+    # A tiny run has its own phases, so `pairs` and `batch_size` are applied to the run afterwards.
     tiny = "scale" in own and given.get("scale", own["scale"]) == "tiny"
     later = {n: given.pop(n) for n in ("pairs", "batch_size") if tiny and n in given}
     run = resized(_called(function, given), **later)
@@ -51,11 +52,11 @@ def make(function, settings: dict[str, str]):
 
 
 def resized(run, pairs=None, batch_size=None):
-    """`run` over another number of pairs: each phase, and its warm-up, longer or shorter by one factor.
+    """Returns `run` over another number of pairs; scales each phase, and its warm-up, by one factor.
 
     Args:
-        pairs: of all phases together; None leaves them.
-        batch_size: of all phases; None leaves them.
+        pairs: of all phases together; None keeps them.
+        batch_size: of all phases; None keeps it.
     """
     factor = 1 if pairs is None else pairs / sum(phase.pairs for phase in run.phases)
     known, values = run.paths(), {}
@@ -74,9 +75,9 @@ def _called(function, given):
         raise
     except (ArithmeticError, TypeError, ValueError) as problem:
         if not given:
-            raise  # the recipe's own mistake, which its author wants to see in full
-        told = " ".join(f"{name}={value!r}" for name, value in given.items())
-        raise ConfigurationError(f"The recipe can't be made with {told}. {problem}") from problem
+            raise  # a mistake in the recipe, whose author needs the traceback
+        shown = " ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ConfigurationError(f"The recipe can't be made with {shown}. {problem}") from problem
     if not hasattr(run, "with_overrides"):
         raise ConfigurationError(f"Expected a recipe to return a flipkit.Run. Received: {run!r}")
     return run

@@ -1,4 +1,4 @@
-"""What settings mean: the arguments of a recipe and of all that is in its run, told by their docstrings."""
+"""Reads the meanings of settings, those of a recipe and of its run, from docstrings."""
 
 import dataclasses
 import inspect
@@ -11,14 +11,14 @@ import keras
 from flipkit import recipe
 from flipkit.settings import REQUIRED
 
-ENOUGH = 90  # characters after which no further sentence is told
+ENOUGH = 90  # characters of a meaning, after which no sentence is added
 
-OF_LAYERS = {  # what every Keras layer takes and no docstring tells
+OF_LAYERS = {  # arguments of every Keras layer that no docstring describes
     "activity_regularizer": "Keras regularizer of the layer's outputs, added to the loss",
     "autocast": "whether inputs are cast to the dtype that the layer computes in",
 }
 
-# Sentences of Keras's docstrings that tell a type or a default, which the value shows.
+# Sentences of Keras's docstrings that give a type or a default, which the value shows.
 _ON_TYPES = re.compile(
     r"callable that takes no arguments|^Defaults to|^(?:A )?(?:float|int|integer|boolean|bool|string)"
     r"(?: or None| value)?(?:, defaults to \w+)?\.$",
@@ -32,17 +32,17 @@ _PLAIN = (
     tuple,
     dict,
     type(None),
-)  # whatever else is in a config is a component
+)  # any other type in a config is a component
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Something that name=value sets.
+    """A setting of name=value.
 
     Attributes:
         path: its name.
-        value: what it is now, as text.
-        meaning: what it does; empty where no docstring tells it.
+        value: its current value, as text.
+        meaning: the text of a docstring; empty if no docstring describes it.
     """
 
     path: str
@@ -51,11 +51,11 @@ class Setting:
 
 
 def settings(function, run) -> dict[str, list[Setting]]:
-    """What name=value can set, under what owns it: {title: settings}, the recipe's arguments first.
+    """Returns all settings by their owner: {title: settings}, the recipe's arguments first.
 
     Args:
         function: the recipe.
-        run: what it makes.
+        run: the run that it returns.
     """
     groups: dict[str, list[Setting]] = {"": [], "run": []}
     titles = {"": "Arguments of the recipe", "run": "The run"}
@@ -69,12 +69,12 @@ def settings(function, run) -> dict[str, list[Setting]]:
             continue
         owner, name = _owner(run, path)
         group = next((p for p in _parents(path) if p in titles), "run")
-        told = argument(type(owner), name) or OF_LAYERS.get(name, "")
+        meaning = argument(type(owner), name) or OF_LAYERS.get(name, "")
         if isinstance(owner, keras.optimizers.Optimizer):
-            told = told or argument(keras.optimizers.Adam, name)  # which tells those of all of them
+            meaning = meaning or argument(keras.optimizers.Adam, name)  # describes the shared ones
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
-        groups[group].append(Setting(path, shown, _sentences(told)))
-    # An argument that the recipe says nothing of means what it does in the run, as a rule.
+        groups[group].append(Setting(path, shown, _sentences(meaning)))
+    # An argument without a description in the recipe gets that of the same name in the run.
     inside: dict[str, str] = {}
     for found in groups.values():
         for setting in found:
@@ -88,8 +88,9 @@ def settings(function, run) -> dict[str, list[Setting]]:
 
 
 def argument(owner: Any, name: str) -> str:
-    """What a docstring says of an argument: that of a class or one above it, of a function or one that
-    it calls.
+    """Returns the description of an argument in a docstring, or "".
+
+    Reads the docstrings of `owner`, of its base classes and of the functions that it calls.
     """
     for documented in _line(owner):
         if name in (found := arguments(documented.__doc__ or "")):
@@ -98,7 +99,7 @@ def argument(owner: Any, name: str) -> str:
 
 
 def _line(owner):
-    """The classes and functions whose docstrings may tell an argument of `owner`, nearest first."""
+    """Yields the classes and functions that may document an argument of `owner`, nearest first."""
     if inspect.isclass(owner):
         for cls in inspect.getmro(owner):
             yield cls
@@ -112,20 +113,20 @@ def _line(owner):
 
 
 def _followed(text, owner, name):
-    """`text`, or what it refers to: "as in `ViT`"."""
+    """Returns `text`, or the description that it refers to: "as in `ViT`"."""
     reference = re.match(r"as in `?(?:\w+\.)*(\w+)", text)
     if reference is None:
         return text
     other = getattr(sys.modules.get(owner.__module__), reference[1], None)
     if other is None and reference[1] in recipe.names():
         other = recipe.load(reference[1])
-    known = (inspect.isclass(other) or inspect.isfunction(other)) and other is not owner
-    return (argument(other, name) if known else "") or text
+    usable = (inspect.isclass(other) or inspect.isfunction(other)) and other is not owner
+    return (argument(other, name) if usable else "") or text
 
 
 def arguments(docstring: str) -> dict[str, str]:
-    """What is under `Args:` of a docstring: {argument: what it says of it}."""
-    # Names that go on in the next line are one line here.
+    """Returns the `Args:` of a docstring: {argument: description}."""
+    # Joins names that continue on the next line.
     lines = re.sub(r"(?m)^( +[\w*, ]+,)\n +", r"\1 ", inspect.cleandoc(docstring)).splitlines()
     starts = [i for i, line in enumerate(lines) if line.strip() in ("Args:", "Arguments:")]
     if not starts:
@@ -149,7 +150,7 @@ def arguments(docstring: str) -> dict[str, str]:
 
 
 def _part(text, name, found):
-    """What is said of one of several arguments: `dim, depth: width, blocks`."""
+    """Returns the description of one of several arguments: `dim, depth: width, blocks`."""
     names = [other for other, same in found.items() if same is text]
     parts = text.removesuffix(".").split(", ")
     alone = len(names) == len(parts) > 1 and not re.search(r"[][.;:()]", text.removesuffix("."))
@@ -157,16 +158,16 @@ def _part(text, name, found):
 
 
 def _sentences(text, enough=ENOUGH):
-    """As many sentences as it takes to say something, without the last full stop."""
-    told = ""
-    text = re.sub(r"{{\w+}}", "", text.replace("`", ""))  # Keras leaves one in Muon's
+    """Returns the first sentences of `text` up to about `enough` characters, without the last full stop."""
+    kept = ""
+    text = re.sub(r"{{\w+}}", "", text.replace("`", ""))  # Keras's docstring of Muon has one
     for sentence in re.split(r"(?<=\w\w\.)\s+(?=[A-Z])", " ".join(text.split())):
         if _ON_TYPES.search(sentence):
             continue
-        if told and len(told) + len(sentence) > enough:
+        if kept and len(kept) + len(sentence) > enough:
             break
-        told = f"{told} {sentence}".strip()
-    return told.removesuffix(".")
+        kept = f"{kept} {sentence}".strip()
+    return kept.removesuffix(".")
 
 
 def _first_paragraph(component):
@@ -182,7 +183,7 @@ def _parents(path):
 
 
 def _owner(run, path):
-    """The component that has the argument at `path`, and the argument's name."""
+    """Returns the component that has the argument at `path`, and the argument's name."""
     for parent in (*_parents(path), ""):
         owner = _at(run, parent) if parent else run
         if not isinstance(owner, _PLAIN):
@@ -191,7 +192,7 @@ def _owner(run, path):
 
 
 def _at(run, path):
-    """The object at a dotted path of a run, or None."""
+    """Returns the object at a dotted path of a run, or None."""
     found: Any = run
     for part in path.split("."):
         if isinstance(found, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Runs at another size: for a test, or a first look."""
+"""Runs at a small size, for a test or a first trial."""
 
 from flipkit.checks import sides
 from flipkit.errors import (
@@ -10,14 +10,14 @@ TINY |= {"vocab": 300, "length": 12}
 
 
 def scaled(run, scale: str):
-    """`run` at another size: for the `scale` of a recipe, which a test or a first look sets.
+    """Returns `run` at the size of `scale`, which is an argument of recipes for tests and first trials.
 
     Args:
         run: `flipkit.Run`.
-        scale: "full" is the run itself. "tiny" is one of the same structure that a CPU trains in seconds:
-            every phase has two steps of eight pairs; in the model, whatever is called `dim`, `depth` and
-            so on is what TINY says; data and evaluations are captioned shapes, texts become pieces
-            of words that are learned from them; it begins with weights of its own.
+        scale: "full" returns the run itself. "tiny" returns one of the same structure that a CPU trains in
+            seconds. Each phase has two steps of eight pairs. The model's arguments in TINY have its
+            values. Data and evaluations are captioned shapes. The tokenizer is a word-piece tokenizer
+            trained on them. The weights are initialised from the seed.
 
     Returns:
         A `flipkit.Run`.
@@ -26,7 +26,7 @@ def scaled(run, scale: str):
         return run
     if scale != "tiny":
         raise ConfigurationError(f"Expected scale 'full' or 'tiny'. Received: {scale!r}")
-    from flipkit import datasets  # a run is there, and with it Keras
+    from flipkit import datasets  # Keras is imported already, since `run` exists
 
     config = run.get_config()
     _shrink(config["model"])
@@ -39,7 +39,7 @@ def scaled(run, scale: str):
             phase["config"]["image_size"] = patches * TINY["patch_size"]
     labelled, reads_text = run.model.reads == "label", run.model.reads == "text"
     values = {
-        # Of the shapes the tests have labels; pieces of words need no file, they are learned.
+        # Only the test split has labels; word pieces are trained and need no file.
         **({"model.classes": 512} if labelled else {}),
         **({"model.tokenizer": "wordpiece"} if reads_text else {}),
         "data": datasets.CaptionedShapes("test" if labelled else "train", 64, image_size=32),
@@ -59,12 +59,12 @@ def scaled(run, scale: str):
         split = getattr(getattr(evaluator, "data", None), "split", "test")
         values[f"evaluators.{name}.data"] = datasets.CaptionedShapes(split, 16, image_size=32)
         if f"evaluators.{name}.classnames" in known:
-            values[f"evaluators.{name}.classnames"] = None  # the shapes have their own
+            values[f"evaluators.{name}.classnames"] = None  # the data has its own
     return type(run).from_config(config).with_overrides(values)
 
 
 def _shrink(node):
-    """Makes the sizes in a config, and in all that is in it, those of TINY."""
+    """Sets the sizes in a config, and in the configs inside it, to those of TINY."""
     if isinstance(node, dict):
         for name, value in node.items():
             sized = name in TINY and value is not None and not isinstance(value, dict)

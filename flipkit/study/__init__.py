@@ -1,4 +1,4 @@
-"""Studies: one recipe with several settings and seeds, each for the same time, samples or FLOPs."""
+"""Studies: a recipe trained with several settings and seeds for equal time, samples or FLOPs."""
 
 from flipkit.study.pace import TOLERANCE as TOLERANCE
 from flipkit.study.pace import uneven as uneven

@@ -1,4 +1,4 @@
-"""What a model calls pictures of its test data: a few of them, so that one sees what was learned."""
+"""Writes and reads the classes that a model assigns to a few test pictures."""
 
 import json
 import pathlib
@@ -14,27 +14,27 @@ FILE = "answers.json"
 
 
 def write(model, evaluators, folder, pictures=PICTURES) -> pathlib.Path | None:
-    """The model's answers on pictures of its first zero-shot evaluator, as `answers.json` in `folder`.
+    """Writes the model's answers on pictures of its first zero-shot evaluator to `folder/answers.json`.
 
     Returns:
         The file, or None for a run without zero-shot classification.
     """
-    asked = zero_shot(evaluators)
-    if asked is None:
+    evaluator = zero_shot(evaluators)
+    if evaluator is None:
         return None
     path = pathlib.Path(folder) / FILE
-    files.write_json(path, answers(model, asked, pictures))
+    files.write_json(path, answers(model, evaluator, pictures))
     return path
 
 
 def zero_shot(evaluators) -> evaluation.ZeroShot | None:
-    """The first evaluator that names pictures by zero-shot classification; None if there is none."""
+    """Returns the first zero-shot evaluator, or None."""
     found = (e for e in evaluators.values() if isinstance(e, evaluation.ZeroShot))
     return next(found, None)
 
 
 def answers(model, evaluator, pictures=PICTURES) -> list[dict]:
-    """`{"index", "truth", "answer"}` of pictures taken evenly from a zero-shot evaluator's data.
+    """Returns `{"index", "truth", "answer"}` of pictures taken evenly from a zero-shot evaluator's data.
 
     Args:
         model: a `flipkit.FLIP`.
@@ -45,13 +45,13 @@ def answers(model, evaluator, pictures=PICTURES) -> list[dict]:
     names, _ = evaluation.load_classnames(evaluator.classnames, data)
     count = min(pictures, len(data))
     pixels, found = [], []
-    # A place further each time: test data often has its classes in turn, and none is to come twice.
+    # Adds one to each step: test data often cycles through its classes, and none is to repeat.
     for index in [(place * len(data) // count + place) % len(data) for place in range(count)]:
         try:
             sample = data[index]
             [shown] = model.preprocessing.prepare([sample["image"]], model.image.image_size)
         except BadSample:
-            continue  # the evaluation itself warns of it
+            continue  # the evaluation logs a warning
         pixels.append(shown)
         found.append({"index": index, "truth": names[sample["label"]]})
     if not found:
@@ -64,6 +64,6 @@ def answers(model, evaluator, pictures=PICTURES) -> list[dict]:
 
 
 def read(folder) -> list[dict]:
-    """What `write` wrote there; empty if nothing."""
+    """Returns the answers that `write` wrote into `folder`; [] if there are none."""
     path = pathlib.Path(folder) / FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

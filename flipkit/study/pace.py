@@ -1,4 +1,4 @@
-"""Runs for equal seconds: how far apart they are, and whether they will end together."""
+"""Predicts the seconds of runs for equal seconds, and detects runs that differ too much."""
 
 import statistics
 
@@ -6,12 +6,12 @@ from flipkit.errors import FlipkitError
 from flipkit.records import journal
 from flipkit.study.results import Variant, _flops
 
-TOLERANCE = 0.05  # runs for equal seconds of which one is so far from their mean are trained again
-LOOK = 0.25  # of the steps, after which newly sized runs are stopped if they won't end together
+TOLERANCE = 0.05  # runs for equal seconds are trained again if one is further from their mean
+LOOK = 0.25  # of the steps, after which new runs are stopped if they won't end together
 
 
 class OffPace(FlipkitError):
-    """Ends runs for equal seconds that won't end together; `seconds` {variant: what it would take}."""
+    """Ends runs for equal seconds that won't end together; `seconds` is {variant: predicted seconds}."""
 
     def __init__(self, seconds):
         super().__init__("The runs won't end together.")
@@ -19,15 +19,14 @@ class OffPace(FlipkitError):
 
 
 class Pace:
-    """What runs that were sized for equal seconds will take, as far as a part of each shows.
+    """Predicts the seconds of runs for equal seconds from the first part of each.
 
     Args:
-        expected: seconds of each, as they were sized.
+        expected: the seconds that each run was sized for.
 
     Attributes:
-        seconds: {variant: of its whole training}, of those that were looked at. The rest of it goes
-            at the mean of two paces, the one that it was sized with and the one that it has shown,
-            and grows with the FLOPs.
+        seconds: {variant: predicted seconds of its training}, of those that `look` has measured. The
+            prediction for the remaining FLOPs uses the mean of the expected and the measured pace.
     """
 
     def __init__(self, expected):
@@ -35,14 +34,14 @@ class Pace:
         self.seconds: dict[Variant, float] = {}
 
     def look(self, variant, plans, folder):
-        """Notes the pace of a variant's run, if this is the first look at it.
+        """Measures the pace of a variant's run at the first call for it.
 
         Args:
             folder: the run's workdir.
-            plans: {variant: plan} of all that are trained.
+            plans: {variant: plan} of all runs.
 
         Raises:
-            OffPace: the paces of all are known, and are `uneven`.
+            OffPace: all runs are measured, and their seconds are `uneven`.
         """
         if variant not in self.seconds:
             row, plan = journal.read_metrics(folder)[-1], plans[variant]
@@ -54,9 +53,9 @@ class Pace:
 
 
 def uneven(seconds: dict[Variant, float]) -> dict[Variant, float]:
-    """{variant: what its pairs are to be multiplied with, so that all take the mean}.
+    """Returns {variant: factor of its pairs}, with which all runs take the mean of the seconds.
 
-    Empty if each is within TOLERANCE of the mean.
+    The dict is empty if each is within TOLERANCE of the mean.
     """
     if not seconds:
         return {}

@@ -1,4 +1,4 @@
-"""Studies as pictures: curves over what was spent, and what each model calls some test pictures."""
+"""Draws studies: curves over the budget spent, and each model's answers on test pictures."""
 
 import math
 import pathlib
@@ -8,7 +8,7 @@ import numpy as np
 from flipkit import files, preprocessing
 from flipkit.records import drawing, messages
 
-# Okabe and Ito's eight colours, which people with any colour vision tell apart; then dashes.
+# Okabe and Ito's eight colours, distinct in any colour vision; more curves have dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 STYLES = ("-", "--", ":", "-.")
 AXES = {"flops": "training FLOPs", "samples": "training pairs", "seconds": "seconds of training"}
@@ -17,19 +17,20 @@ AXES = {"flops": "training FLOPs", "samples": "training pairs", "seconds": "seco
 def draw_study(
     rows, metric, budget, path, *, title, chance=None, baseline=None, leads=()
 ) -> pathlib.Path | None:
-    """A study's mean curves over what was spent, as the paper's Figure 1 has them; where there are
-    several seeds, beside them a dot for each run's end.
+    """Draws a study's mean curves over the budget spent, as in the paper's Figure 1.
+
+    With several seeds a second panel has a dot for the end of each run.
 
     Args:
         rows: `flipkit.study.ranking.Row`s from the best down.
         metric: a name in their results' evaluations, such as "zero_shot/top1".
-        budget: what the curves go over: "seconds", "samples" or "flops".
+        budget: the x axis: "seconds", "samples" or "flops".
         chance: the metric of a guess, drawn as a dotted line.
         baseline: the row that the others are compared with, or None.
-        leads: `flipkit.study.ranking.Lead`s, which are marked where the baseline ends.
+        leads: `flipkit.study.ranking.Lead`s, marked at the level where the baseline ends.
 
     Returns:
-        `path`, or None where matplotlib is missing.
+        `path`, or None without matplotlib.
     """
     plt = drawing.pyplot()
     if plt is None:
@@ -58,7 +59,7 @@ def draw_study(
             (0, *spent), (0, *(factor * v for v in reached)), **look, marker="o", ms=3.5, lw=2
         )
         marked.append((spent[-1], factor * reached[-1], row.variant.label, look["color"]))
-    axis.set_xlim(0, 1.02 * axis.dataLim.x1)  # of every curve, one seed's as well
+    axis.set_xlim(0, 1.02 * axis.dataLim.x1)  # of all curves, those of single seeds included
     axis.set_ylim(0, 1.08 * axis.dataLim.y1 or 1)
     axis.set_xlabel(AXES[budget])
     axis.set_ylabel(f"{metric}{unit}")
@@ -90,7 +91,7 @@ def draw_study(
 
 
 def _label_ends(axis, marked):
-    """Names each curve where it ends, right of the axis, moved apart where they would meet."""
+    """Labels each curve at its end, right of the axis, and moves labels apart that would overlap."""
     bottom, top = axis.get_ylim()
     least = 0.05 * (top - bottom)
     places = []
@@ -112,7 +113,7 @@ def _label_ends(axis, marked):
 
 
 def _mark_leads(axis, baseline, leads, metric, budget, factor, colours):
-    """Where each variant passed what the baseline has at its end, and how many times sooner that was."""
+    """Marks where each variant passes the baseline's final metric, and how many times sooner that is."""
     end, level = baseline.curve(budget, metric)[-1][0], factor * baseline.mean
     there = [lead for lead in leads if lead.sooner and lead.sooner > 1]
     if not there:
@@ -124,7 +125,7 @@ def _mark_leads(axis, baseline, leads, metric, budget, factor, colours):
         (end, level),
         arrowprops={"arrowstyle": "<->", "color": "0.3", "linewidth": 1.3},
     )
-    # Left of the first and above what the baseline reaches, no mean curve has been yet.
+    # Left of the first lead and above the baseline's end there is no mean curve.
     fits = there[0].spent[budget] > 0.25 * axis.get_xlim()[1]
     for line, lead in enumerate(there):
         colour, start = colours[lead.variant], lead.spent[budget]
@@ -143,7 +144,7 @@ def _mark_leads(axis, baseline, leads, metric, budget, factor, colours):
 
 
 def _draw_ends(axis, rows, metric, factor, unit):
-    """A line for each variant: a dot for every seed's end, a bar for their mean."""
+    """Draws a line for each variant: a dot for the end of each seed, a bar for their mean."""
     for place, row in enumerate(rows):
         colour = COLOURS[place % 8]
         ends = [factor * value for value in row.values]
@@ -168,7 +169,7 @@ def _draw_ends(axis, rows, metric, factor, unit):
 
 
 def draw_answers(columns, data, path, *, title) -> pathlib.Path | None:
-    """A sheet of test pictures, each with its name and with what each model calls it.
+    """Draws a sheet of test pictures, each with its class name and the answer of each model.
 
     Args:
         columns: {label of a model: its answers, as `flipkit.study.answers.read` returns them}, all on
@@ -176,7 +177,7 @@ def draw_answers(columns, data, path, *, title) -> pathlib.Path | None:
         data: the dataset that the answers' indices point into.
 
     Returns:
-        `path`, or None where matplotlib is missing or there are no answers.
+        `path`, or None without matplotlib or answers.
     """
     plt = drawing.pyplot()
     columns = {label: found for label, found in columns.items() if found}
@@ -196,8 +197,8 @@ def draw_answers(columns, data, path, *, title) -> pathlib.Path | None:
         texts = [(_short(picture["truth"]), "0.1", "bold")]
         for number, found in enumerate(columns.values()):
             right = found[place]["answer"] == picture["truth"]
-            told = f"{'✓' if right else '✗'} {_short(found[place]['answer'])}"
-            texts.append((told, COLOURS[number % 8], "bold" if right else "normal"))
+            answer = f"{'✓' if right else '✗'} {_short(found[place]['answer'])}"
+            texts.append((answer, COLOURS[number % 8], "bold" if right else "normal"))
         for line, (text, colour, weight) in enumerate(texts):
             axis.annotate(
                 text,

@@ -1,4 +1,4 @@
-"""What a finished study found: variants from the best down, what exceeds the spread, who leads."""
+"""Ranks the variants of a study, tests their differences, and computes leads over a baseline."""
 
 import dataclasses
 import statistics
@@ -9,21 +9,21 @@ from scipy import stats
 from flipkit.errors import UnknownName, nearest
 from flipkit.study import Result, Variant
 
-CONFIDENCE = 0.95  # that no two variants are told apart by chance, in the whole study
+CONFIDENCE = 0.95  # that no difference found in the whole study is due to chance
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A variant of a finished study, over its seeds.
+    """A variant of a study, over its seeds.
 
     Attributes:
         results: its runs.
         values: the metric of each run that did not diverge.
         before: its mean before the last phase, None where there is only one phase.
-        like: the places, from 1, of the rows that it can't be told apart from, itself left out;
-            None where there are too few seeds to tell.
-        diverged: how many runs ended with numbers that are not finite. Such a variant is ranked
-            behind every other.
+        like: the places, from 1, of the other rows that do not differ from it significantly; None
+            where there are too few seeds for a test.
+        diverged: how many runs ended with numbers that are not finite. Such a variant ranks after
+            all others.
     """
 
     variant: Variant
@@ -35,18 +35,18 @@ class Row:
 
     @property
     def mean(self) -> float | None:
-        """Over the seeds that did not diverge; None where all did."""
+        """Mean over the seeds that did not diverge; None if all did."""
         return float(np.mean(self.values)) if self.values else None
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over seeds (n - 1); None of one."""
+        """Standard deviation over seeds (n - 1); None for a single seed."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
     def curve(self, over: str, metric: str) -> list[list[float]]:
-        """[what was spent, the metric] at each evaluation, means over the seeds that did not diverge.
+        """Returns [budget spent, metric] at each evaluation, means over the seeds that did not diverge.
 
-        Where one has fewer evaluations, the others' last but their end are left out.
+        If a run has fewer evaluations, the curve leaves out the others' last ones before the end.
 
         Args:
             over: "seconds", "samples" or "flops".
@@ -58,9 +58,9 @@ class Row:
         return [np.mean(points, axis=0).tolist() for points in zip(*runs, strict=True)]
 
     def reaches(self, value: float, over: str, metric: str) -> float | None:
-        """What the mean curve had spent when it first reached `value`, between evaluations on a line.
+        """Returns the budget that the mean curve had spent when it first reached `value`, or None.
 
-        None if it never does. A curve begins at nothing spent and a metric of 0.
+        Interpolates linearly between evaluations. A curve begins at budget 0 and metric 0.
         """
         spent, reached = 0.0, 0.0
         for next_spent, next_reached in self.curve(over, metric):
@@ -76,9 +76,9 @@ class Lead:
     """When a variant reached what the baseline had at its end.
 
     Attributes:
-        variant: who.
-        spent: {"seconds", "samples", "flops"}: its own until then; None where it never got there.
-        sooner: how many times less of the budget that is than what the baseline spent.
+        variant: the variant.
+        spent: {"seconds", "samples", "flops"} that it spent until then; None if it never did.
+        sooner: the baseline's budget divided by that of the variant; None if it never did.
     """
 
     variant: Variant
@@ -87,11 +87,11 @@ class Lead:
 
 
 def ranked(results: list[Result], metric: str) -> list[Row]:
-    """The variants from the best down, and which of them can't be told apart.
+    """Returns a row for each variant, best first, with the rows that do not differ from it.
 
-    Two are told apart where Tukey's test (with Kramer's correction where they have different numbers of
-    seeds) says so at CONFIDENCE for all pairs together: of many pairs, some are far apart by chance.
-    A variant of which a run diverged comes after all others and is compared with none.
+    Tukey's test (with Kramer's correction for different numbers of seeds) finds the differences at
+    CONFIDENCE for all pairs together, since of many pairs some are far apart by chance. A variant with
+    a diverged run comes after all others and is not compared.
     """
     groups: dict[Variant, list[Result]] = {}
     for result in results:
@@ -125,23 +125,23 @@ def ranked(results: list[Result], metric: str) -> list[Row]:
 
 
 def told_apart(groups: list[list[float]]) -> np.ndarray | None:
-    """Bool (groups, groups): whose means differ by more than their spread; None where none can be told.
+    """Returns bool (groups, groups): whose means differ significantly; None without enough values.
 
-    Every group needs two values, and there have to be two groups.
+    The test needs two groups, and two values in each.
     """
     if len(groups) < 2 or min(map(len, groups)) < 2:
         return None
-    if all(np.ptp(group) == 0 for group in groups):  # no spread: whatever differs differs
+    if all(np.ptp(group) == 0 for group in groups):  # no spread: all unequal means differ
         means = np.array([group[0] for group in groups])
         return means[:, None] != means
     return stats.tukey_hsd(*groups).pvalue < 1 - CONFIDENCE
 
 
 def find(rows: list[Row], label: str) -> Row:
-    """The row whose variant is labelled so, such as `mask_ratio=0.0`.
+    """Returns the row whose variant has the label, such as `mask_ratio=0.0`.
 
     Raises:
-        UnknownName: there is none; the nearest label is told.
+        UnknownName: no row has it; the message names the nearest label.
     """
     for row in rows:
         if row.variant.label == label:
@@ -152,7 +152,7 @@ def find(rows: list[Row], label: str) -> Row:
 
 
 def leads(rows: list[Row], baseline: Row, metric: str, budget: str) -> list[Lead]:
-    """For every other row, when its mean curve reached the baseline's final mean."""
+    """Returns for every other row when its mean curve reached the baseline's final mean."""
     if baseline.mean is None:
         return []
     whole = baseline.curve(budget, metric)[-1][0]
@@ -175,7 +175,7 @@ def leads(rows: list[Row], baseline: Row, metric: str, budget: str) -> list[Lead
 
 
 def unequal_starts(results: list[Result]) -> dict[int, list[str]]:
-    """{seed: digests} of the seeds whose runs began with different weights, where there are any."""
+    """Returns {seed: digests} of the seeds whose runs began with different weights."""
     starts: dict[int, set[str]] = {}
     for result in results:
         starts.setdefault(result.seed, set()).add(result.initial_weights)
@@ -183,7 +183,7 @@ def unequal_starts(results: list[Result]) -> dict[int, list[str]]:
 
 
 def unequal_seconds(results: list[Result], tolerance: float) -> dict[int, float]:
-    """{seed: the largest |seconds / mean - 1| of its runs} of the seeds where it is more."""
+    """Returns {seed: largest |seconds / mean - 1| of its runs} where that exceeds `tolerance`."""
     times: dict[int, list[float]] = {}
     for result in results:
         times.setdefault(result.seed, []).append(result.seconds)

@@ -1,4 +1,4 @@
-"""What is compared, and what a finished run of it found."""
+"""`Variant`, the settings that a study compares, and `Result`, a finished run of one."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ from flipkit.records import messages
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One of the things compared: what is set beside what all have in common, in any order."""
+    """The settings of a variant, beside those that all variants share, in any order."""
 
     settings: tuple[tuple[str, str], ...]
 
@@ -21,31 +21,31 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """The settings by the last part of their paths: `masker=grid, mask_ratio=0.5`."""
+        """The settings with the last part of their paths: `masker=grid, mask_ratio=0.5`."""
         return ", ".join(f"{name.rsplit('.')[-1]}={value}" for name, value in self.settings)
 
     @property
     def folder(self) -> str:
-        """A name for files."""
-        told = ",".join(f"{name}={value}" for name, value in self.settings)
-        return re.sub(r"[^\w.,=+-]+", "_", told) or "as-it-is"
+        """The settings as the name of a folder."""
+        text = ",".join(f"{name}={value}" for name, value in self.settings)
+        return re.sub(r"[^\w.,=+-]+", "_", text) or "as-it-is"
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A finished run of a study, as a line of its `results.jsonl`.
+    """A finished run of a study, a line of its `results.jsonl`.
 
     Attributes:
-        settings: the variant's.
-        seed: the run's.
-        pairs: what it trained on.
-        image_tokens: that pass through the image tower in the first phase, or None.
+        settings: those of the variant.
+        seed: that of the run.
+        pairs: the number of pairs that it trained on.
+        image_tokens: tokens in the image tower in the first phase, or None.
         flops: of training, counted from the traced program (`flipkit.plan`).
         seconds: of training, without evaluations and compilation.
-        initial_weights: their digest.
-        evaluations: one dict for each time it was evaluated, such as the end of a phase: the `phase` it
-            was in, the `samples`, `seconds` and `flops` spent until then, the training `loss` and the
-            metrics; None stands for a number that is not finite.
+        initial_weights: the digest of the weights before training.
+        evaluations: one dict for each evaluation, such as at the end of a phase: the `phase`, the
+            `samples`, `seconds` and `flops` spent until then, the training `loss` and the metrics. None
+            stands for a number that is not finite.
         versions: of flipkit, Keras, JAX and the plugins.
     """
 
@@ -61,18 +61,18 @@ class Result:
 
     @property
     def variant(self) -> Variant:
-        """What it is a run of."""
+        """The variant of the run."""
         return Variant(tuple(self.settings.items()))
 
     @property
     def diverged(self) -> bool:
-        """Whether a number of the last evaluation, or a vector that it judged, was not finite."""
+        """Whether a number of the last evaluation, or an embedding in it, was not finite."""
         final = self.evaluations[-1] if self.evaluations else {}
         bad = (n for n, v in final.items() if n.endswith("/non_finite") and v)
         return None in final.values() or any(bad)
 
     def value(self, metric: str) -> float:
-        """The metric at the end of training."""
+        """Returns the metric at the end of training."""
         final = self.evaluations[-1] if self.evaluations else {}
         if metric not in final:
             known = [name for name in final if "/" in name]
@@ -80,14 +80,14 @@ class Result:
         return final[metric]
 
     def before_last_phase(self, metric: str) -> float | None:
-        """The metric when the last phase, such as unmasked tuning, began; None of a single phase."""
+        """Returns the metric before the last phase, such as unmasked tuning; None for a single phase."""
         last = max(evaluation["phase"] for evaluation in self.evaluations)
         before = [e[metric] for e in self.evaluations if e["phase"] < last]
         return before[-1] if before else None
 
 
 def variants(values: dict[str, list[str]], also: Iterable[dict[str, str]] = ()) -> list[Variant]:
-    """Every combination of the values, and those that are added by hand.
+    """Returns a variant for every combination of the values, and the further ones.
 
     Args:
         values: {name of a setting: its values}.
@@ -100,7 +100,7 @@ def variants(values: dict[str, list[str]], also: Iterable[dict[str, str]] = ()) 
 
 
 def told(result: Result) -> str:
-    """A finished run in one line."""
+    """Returns a line with the metrics and seconds of a finished run."""
     final = messages.evaluations(result.evaluations[-1]) if result.evaluations else {}
     found = [f"{n} {messages.shown(n, v)}" for n, v in list(final.items())[:3] if v is not None]
     line = f"{', '.join(found) or 'no evaluation'}; {result.seconds:,.1f} s of training."
@@ -114,7 +114,7 @@ def _evaluation(row, plan):
 
 
 def _flops(samples, plan):
-    """FLOPs of training on the first `samples` of a plan's."""
+    """Returns the FLOPs of training on the first `samples` samples of a plan."""
     flops, left = 0.0, samples
     for phase in plan["phases"]:
         done = min(left, phase["samples"])
@@ -129,7 +129,7 @@ def _versions(run):
 
 
 def check_metric(run, metric: str):
-    """Refuses a metric that no evaluator of the run gives."""
+    """Raises ConfigurationError for a metric that no evaluator of the run computes."""
     if metric.partition("/")[0] not in run.evaluators:
         known = [f"{name}/..." for name in run.evaluators]
         hint = nearest(metric, known) if known else "The recipe has no evaluators."

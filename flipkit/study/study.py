@@ -1,4 +1,4 @@
-"""A study: one recipe with several settings and seeds, each for the same time, samples or FLOPs."""
+"""`Study`: trains a recipe with several settings and seeds for equal time, samples or FLOPs."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax  # forgets the programs of a run that is over, for which Keras has no word
+import jax  # clears the compiled programs of a finished run, which Keras cannot
 
 from flipkit import files, planning, recipe
 from flipkit.errors import ConfigurationError, FlipkitError, nearest
@@ -19,26 +19,26 @@ from flipkit.study.results import Result, Variant, _evaluation, _versions, told
 
 BUDGETS = ("seconds", "samples", "flops")
 PROBE_PAIRS = 1_000_000  # any length: neither throughput nor FLOPs per pair depend on it
-PROBE = 0.2  # of a study's seconds, for which each variant's speed is measured
+PROBE = 0.2  # share of a study's seconds in which each variant's speed is measured
 
 
 class Study:
     """A recipe with several variants, each trained from several seeds under one budget.
 
-    It lives in a folder: `study.json` says what all runs have in common, `results.jsonl` has a line for
-    each that is finished, `runs/` their workdirs. What is finished isn't run again and what was
-    stopped goes on, so that a study may be made in several sittings, by several processes (a run is
-    locked by the one that trains it), and be added to later. Only the two files are needed to add.
+    A study is stored in a folder: `study.json` has the settings that all runs share, `results.jsonl` a
+    line for each finished run, `runs/` the workdirs. `run` skips finished runs and resumes stopped ones,
+    so that several calls and several processes (each locks the run that it trains) can work on a study,
+    and later calls can add variants and seeds. To add runs only the two files are needed.
 
     Args:
-        folder: where it lives.
-        name: the recipe, as `flipkit.recipe.load` knows it.
+        folder: that of the study.
+        name: the recipe, as for `flipkit.recipe.load`.
         fixed: settings of all runs: {name: text}.
-        budget: one of BUDGETS: what is equal.
-        amount: of that: seconds of training, pairs, or FLOPs.
+        budget: one of BUDGETS, equal for all runs.
+        amount: of the budget: seconds of training, pairs, or FLOPs.
 
     Raises:
-        ConfigurationError: the folder holds another study; the message names what differs.
+        ConfigurationError: the folder holds another study; the message shows both.
     """
 
     def __init__(self, folder, name, fixed, budget, amount):
@@ -47,18 +47,18 @@ class Study:
         self.folder, self.name, self.fixed = pathlib.Path(folder), name, dict(fixed)
         self.budget, self.amount = budget, float(amount)
         self.function = recipe.load(name)
-        path, asked = self.folder / "study.json", self._record()
-        if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != asked:
+        path, record = self.folder / "study.json", self._record()
+        if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != record:
             raise ConfigurationError(
                 f"{self.folder} holds another study: {json.dumps(before)}. Choose another --workdir, "
-                f"or ask for the same. Received: {json.dumps(asked)}"
+                f"or repeat its settings. Received: {json.dumps(record)}"
             )
 
     def _record(self):
         return {"recipe": self.name, "fixed": self.fixed, self.budget: self.amount}
 
     def results(self) -> list[Result]:
-        """What is finished, variants in the order in which they first were."""
+        """Returns the finished runs, by variant in the order of the first finished run, then by seed."""
         path = self.folder / "results.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
         found = [Result(**json.loads(line)) for line in lines]
@@ -66,13 +66,18 @@ class Study:
         return sorted(found, key=lambda result: (order.index(result.variant), result.seed))
 
     def run(self, chosen: list[Variant], seeds, say: Callable[[str], None]) -> list[str]:
-        """Trains what isn't finished, seed by seed, so that every variant has a result early.
+        """Trains the runs that are not finished, seed by seed, so that every variant has a result early.
 
-        For equal seconds the variants of a seed take turns, a window of steps each, so that a machine
-        that changes its speed changes it for all. They are in memory together.
+        For equal seconds the variants of a seed take turns, a window of steps each, so that a change of
+        the machine's speed affects all of them. They are in memory together.
+
+        Args:
+            chosen: the variants.
+            seeds: ints.
+            say: called with each line of progress.
 
         Returns:
-            What went wrong, a line for each run that couldn't be made or trained.
+            A line for each run that could not be made or trained.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (path := self.folder / "study.json").exists():
@@ -98,9 +103,9 @@ class Study:
         return any(r.variant == variant and r.seed == seed for r in self.results())
 
     def _train(self, group, seed, say) -> list[str]:
-        """Trains the variants of `group` in turns, and writes their results; returns what went wrong."""
+        """Trains the variants of `group` in turns and writes their results; returns lines of failures."""
         pairs, failures = self._size(group, say)
-        # Later seeds have the pairs that the first one ended with.
+        # Later seeds have the first seed's final numbers of pairs.
         first = self.budget == "seconds" and not self.results()
         pace = Pace(self.amount) if first else None
         found = self._train_once(pairs, seed, say, pace)
@@ -127,11 +132,11 @@ class Study:
         return lines
 
     def _train_once(self, pairs, seed, say, pace=None) -> dict[Variant, Any]:
-        """{variant: its Result, or the FlipkitError that ended it}, all trained in turns.
+        """Trains variants in turns; returns {variant: its Result, or the FlipkitError that ended it}.
 
         Args:
             pairs: {variant: how many it trains on}.
-            pace: `Pace`, which may stop them.
+            pace: `Pace`, which may stop the runs.
         """
         runs = {v: self.sized(v, count).with_override("seed", seed) for v, count in pairs.items()}
         plans = {variant: planning.plan(run) for variant, run in runs.items()}
@@ -187,10 +192,10 @@ class Study:
         )
 
     def sized(self, variant: Variant, pairs: int):
-        """The variant's run over about so many pairs.
+        """Returns the variant's run over about `pairs` pairs.
 
-        They are the recipe's argument `pairs`, from which it derives its phases; a recipe that has none
-        gets each phase, and its warm-up, made longer or shorter by one factor.
+        Passes them as the recipe's argument `pairs`. In the run of a recipe without that argument,
+        scales each phase, and its warm-up, by one factor.
         """
         settings = {**self.fixed, **dict(variant.settings)}
         if "pairs" in recipe.dials(self.function):
@@ -198,12 +203,13 @@ class Study:
         return recipe.resized(recipe.make(self.function, settings), pairs)
 
     def runs(self, variant: Variant) -> pathlib.Path:
-        """The folder of a variant's workdirs."""
+        """Returns the folder of a variant's workdirs."""
         return self.folder / "runs" / variant.folder
 
     def _pairs(self, variant) -> int | None:
-        """How many a variant's runs train on: counted or measured once and then kept, so that all
-        seeds have as many. None if nobody has yet.
+        """Returns how many pairs a variant's runs train on, or None before `_keep_pairs` has stored it.
+
+        All seeds have the same number.
         """
         kept = self.runs(variant) / "pairs.json"
         if kept.exists():
@@ -215,17 +221,17 @@ class Study:
         return int(pairs)
 
     def _size(self, group, say) -> tuple[dict[Variant, int], dict[Variant, FlipkitError]]:
-        """({variant: its pairs}, {variant: why it can't be made}) of the variants of `group`."""
+        """Returns ({variant: its pairs}, {variant: error that prevents it}) of the variants of `group`."""
         pairs, failures, unknown = {}, {}, {}
         for variant in group:
-            known = self._pairs(variant)
+            stored = self._pairs(variant)
             try:
-                run = self.sized(variant, known or PROBE_PAIRS)
+                run = self.sized(variant, stored or PROBE_PAIRS)
             except FlipkitError as problem:
                 failures[variant] = problem
                 continue
-            if known is not None:
-                pairs[variant] = known
+            if stored is not None:
+                pairs[variant] = stored
             elif self.budget == "samples":
                 pairs[variant] = self._keep_pairs(variant, self.amount)
             elif self.budget == "flops":
@@ -242,10 +248,10 @@ class Study:
         return pairs, failures
 
     def _measured(self, runs, say) -> dict[Variant, Any]:
-        """{variant: pairs in the study's seconds, or the FlipkitError that ended it}, measured in turns.
+        """Measures variants in turns; returns {variant: pairs in the study's seconds, or its FlipkitError}.
 
-        What is added to a study is measured beside a variant that is in it, and gets the pairs that
-        this one would have needed as long for.
+        A study with results measures its first variant too. The added variants get the pairs that take
+        as long as that variant's pairs take now.
         """
         if not runs:
             return {}
@@ -273,12 +279,12 @@ class Study:
 
     @contextlib.contextmanager
     def _claim(self, variant, seed) -> Iterator[bool]:
-        """Whether this process may train a run: no other does. Free again when the process ends."""
+        """Yields whether this process may train a run, and locks the run while the context lasts."""
         path = self.runs(variant) / f"seed={seed}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             import fcntl
-        except ImportError:  # Windows has no such lock: one process for a study there
+        except ImportError:  # Windows has no such lock: use one process for a study
             yield True
             return
         with path.open("w") as file:
@@ -287,5 +293,5 @@ class Study:
             except OSError:
                 yield False
                 return
-            # It may have been finished between the look at the results and the lock.
+            # Another process may have finished it before the lock.
             yield not self._finished(variant, seed)

@@ -1,30 +1,30 @@
-"""Tasks that take turns: one works at a time, so that a machine that slows down slows all of them."""
+"""Runs tasks in turns, one at a time, so that a machine that slows down slows all of them."""
 
 import threading
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE = 60  # seconds that a task which is given up may take to its next pause
+PATIENCE = 60  # seconds that a stopped task may take until its next pause
 
 
 class Stopped(BaseException):
-    """Raised in a waiting task when the tasks are given up, such as after Ctrl-C.
+    """Raised in a waiting task when the tasks are stopped, such as after Ctrl-C.
 
-    No `Exception`: what a task catches to go on must not catch it.
+    It is no `Exception`, so that a task's `except Exception` does not catch it.
     """
 
 
 def in_turns(tasks: list[Callable[[Callable[[float], None]], Any]]) -> list[Any]:
-    """Runs tasks that share one machine slice by slice.
+    """Runs tasks in turns on one machine.
 
-    Each task has a thread of its own. A task calls `pause(share)` with the share of its work that is
-    done, from 0 to 1; the call returns when it is the task's turn again. All work at once until each
-    has called it for the first time: what isn't measured, such as compiling, uses every core. From
-    then on exactly one is awake. The turn goes to the task with the least share done, so that all
-    tasks end together and each meets the same moods of the machine in proportion.
+    Each task has its own thread. A task calls `pause(share)` with the share of its work that is done,
+    from 0 to 1; the call returns when it is the task's turn again. All tasks run at once until each
+    has called `pause` for the first time, so that unmeasured work, such as compiling, uses every core.
+    From then on exactly one runs. The turn goes to the task with the least share done, so that all
+    tasks end together and changes of the machine's speed affect them in proportion.
 
     Returns:
-        What each task returned, in their order; an exception that ended it in its place.
+        What each task returned, in their order, or the exception that ended it.
     """
     table = _Table(len(tasks))
     threads = [
@@ -36,7 +36,7 @@ def in_turns(tasks: list[Callable[[Callable[[float], None]], Any]]) -> list[Any]
     try:
         for thread in threads:
             while thread.is_alive():
-                thread.join(0.2)  # a join without an end would keep Ctrl-C waiting
+                thread.join(0.2)  # a join without a timeout would block Ctrl-C
     finally:
         table.stop()
         for thread in threads:
@@ -45,17 +45,17 @@ def in_turns(tasks: list[Callable[[Callable[[float], None]], Any]]) -> list[Any]
 
 
 class _Table:
-    """Whose turn it is. `results` are the tasks'."""
+    """Passes the turn between tasks, and stores their results."""
 
     def __init__(self, count):
         self.results: list[Any] = [None] * count
-        self._shares = dict.fromkeys(range(count), 0.0)  # of the tasks that still work
+        self._shares = dict.fromkeys(range(count), 0.0)  # of the tasks that still run
         self._preparing = set(range(count))  # those that have not paused yet
         self._changed = threading.Condition()
         self._turn, self._stopped = 0, False
 
     def work(self, number, task):
-        """The life of a task's thread."""
+        """Runs a task in its thread; stores its result or exception."""
 
         def pause(share):
             with self._changed:
@@ -66,7 +66,7 @@ class _Table:
 
         try:
             self.results[number] = task(pause)
-        except BaseException as problem:  # handed to whoever asked for the results
+        except BaseException as problem:  # the caller of `in_turns` gets it as a result
             self.results[number] = problem
         finally:
             with self._changed:
@@ -75,7 +75,7 @@ class _Table:
                 self._pass_on()
 
     def stop(self):
-        """Ends every task that waits for its turn."""
+        """Raises Stopped in every task that waits for its turn."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

@@ -1,13 +1,13 @@
-"""Settings with several values, and seeds, as they are typed."""
+"""Parses settings with several values, and seeds, from the command line."""
 
 from flipkit.errors import ConfigurationError
 from flipkit.settings import parse
 
 
 def split_values(text: str) -> list[str]:
-    """`a,b,(1,2)` -> `["a", "b", "(1,2)"]`: commas inside brackets and quotes divide nothing.
+    """`a,b,(1,2)` -> `["a", "b", "(1,2)"]`: splits at commas outside brackets and quotes.
 
-    A literal as a whole, such as a list, is one value too.
+    A literal, such as a list, is one value.
     """
     parts, depth, quote, start = [], 0, "", 0
     for place, character in enumerate(text):

@@ -1,4 +1,4 @@
-"""What a component must do to fit, as lists of named checks: the tests of a plugin run them.
+"""Lists of named checks of a component, which the tests of a plugin run.
 
     import flipkit.testing
     import pytest
@@ -8,11 +8,11 @@
     def test_block_masker(check):
         check()
 
-Each `check_...` takes what makes the component: a class or a function without arguments, at a size that
-is quick to run. What a component fails on purpose is named with its reason,
-`expected_failures={"draws_rows_alone": "clusters the whole batch"}`: it is then skipped while it fails, and
-fails once it passes. `check.slow` tells those that take seconds, for a mark of your own. `run` gives the
-outcome of all of them without a test runner.
+Each `check_...` takes a class or a function without arguments that returns the component, at a size that
+is quick to run. `expected_failures={"draws_rows_alone": "clusters the whole batch"}` declares a check that
+the component fails on purpose, and the reason. Such a check is skipped while it fails, and fails once it
+passes. `check.slow` is true of a check that takes seconds, so that a test can mark it. `run` returns the
+outcomes of checks without a test runner.
 """
 
 from flipkit.testing.check import Check, CheckFailed, Outcome, run

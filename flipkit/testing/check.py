@@ -1,4 +1,4 @@
-"""A check, how it ends, and what all components must do."""
+"""`Check`, its `Outcome`, and the checks that all components share."""
 
 import contextlib
 import dataclasses
@@ -16,25 +16,25 @@ from flipkit.testing.elsewhere import Elsewhere
 
 
 class CheckFailed(AssertionError):
-    """A component doesn't do what it must: what was expected, and what came."""
+    """A component fails a check; the message holds what was expected and what was received."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that a component must do."""
+    """A named function that raises if a component lacks a required behaviour."""
 
     name: str
     function: Callable[[], None]
-    expected_failure: str | None = None  # why it fails on purpose
-    slow: bool = False  # whether it takes seconds: it trains, or starts a process
-    # Starts what a slow one waits for, in the background; for those who will run it a little later.
+    expected_failure: str | None = None  # the reason why it fails on purpose
+    slow: bool = False  # whether it takes seconds, because it trains or starts a process
+    # Starts in the background the process that a slow check waits for. The caller runs the check later.
     begin: Callable[[], None] = dataclasses.field(default=lambda: None, compare=False)
 
     def __str__(self):
         return self.name
 
     def __call__(self):
-        """Raises CheckFailed, or unittest.SkipTest, which pytest knows, for an expected failure."""
+        """Raises CheckFailed; for an expected failure unittest.SkipTest, which pytest reports as a skip."""
         try:
             self.function()
         except Exception as failure:
@@ -47,7 +47,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a check ended: "passed", "failed" or "expected failure"; and what it said."""
+    """The status of a check, "passed", "failed" or "expected failure", and its message."""
 
     check: str
     status: str
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def run(checks: Iterable[Check]) -> list[Outcome]:
-    """The outcome of every check, in their order."""
+    """Runs the checks; returns their outcomes in the same order."""
     outcomes = []
     for check in checks:
         try:
@@ -65,9 +65,9 @@ def run(checks: Iterable[Check]) -> list[Outcome]:
             outcomes.append(Outcome(check.name, "expected failure", str(skipped)))
         except CheckFailed as failure:
             outcomes.append(Outcome(check.name, "failed", str(failure), failure))
-        except Exception as problem:  # whatever a component raises is how its check ended
-            said = f"it raised {type(problem).__name__}: {problem}".partition("\n")[0]
-            outcomes.append(Outcome(check.name, "failed", said, problem))
+        except Exception as problem:  # a component may raise anything
+            message = f"it raised {type(problem).__name__}: {problem}".partition("\n")[0]
+            outcomes.append(Outcome(check.name, "failed", message, problem))
         else:
             outcomes.append(Outcome(check.name, "passed"))
     return outcomes
@@ -80,7 +80,7 @@ def slow(check):
 
 
 class Checks:
-    """Methods without an underscore are checks, in the order they are written in, the slow ones last."""
+    """Each method without an underscore is a check. They run in the order of the source, slow ones last."""
 
     kind: type = object
 
@@ -91,25 +91,25 @@ class Checks:
         return made_by(self._maker)
 
     def checks(self, expected_failures) -> list[Check]:
-        """The list of them; what is expected to fail is what the component's class says, and this."""
-        stated = getattr(sample_of(self._maker), "expected_failures", None)
-        expected = {**(stated or {}), **(expected_failures or {})}
+        """Returns the checks. `expected_failures` extends the attribute of the component's class."""
+        declared = getattr(sample_of(self._maker), "expected_failures", None)
+        expected = {**(declared or {}), **(expected_failures or {})}
         owners = [vars(owner) for owner in reversed(type(self).__mro__[:-1])]
         names = [
             n for owner in owners for n in owner if n[0] != "_" and n not in ("kind", "checks")
         ]
         for name in expected.keys() - set(names):
             raise ConfigurationError(f"There is no check {name!r}. {nearest(name, names)}")
-        known = [
+        found = [
             Check(name, method := getattr(self, name), expected.get(name), hasattr(method, "slow"))
             for name in names
-            if self._asked(name)
+            if self._included(name)
         ]
-        slow = [dataclasses.replace(c, begin=self._begin) for c in known if c.slow]
-        return [c for c in known if not c.slow] + slow
+        slow = [dataclasses.replace(c, begin=self._begin) for c in found if c.slow]
+        return [c for c in found if not c.slow] + slow
 
-    def _asked(self, name):
-        """Whether a check is wanted: those that a clock decides are where a time is given."""
+    def _included(self, name):
+        """Whether to include a check. A subclass leaves out a timed check without a time limit."""
         return True
 
     def is_made_without_arguments(self):
@@ -117,62 +117,64 @@ class Checks:
         expect(isinstance(made, self.kind), f"a {self.kind.__name__}", type(made).__name__)
 
     def has_a_complete_config(self):
-        """Run.json and `.keras` files hold nothing else of it."""
+        """`run.json` and `.keras` files store the config and nothing else of a component."""
         made = self._make()
         before = config_of(made)
-        told = "an equal config after from_config(get_config()), through JSON"
+        expected = "an equal config after from_config(get_config()), through JSON"
         try:
             with registry.without_tensorflow():
                 again = type(made).from_config(json.loads(before))
         except Exception as problem:
-            raise CheckFailed(f"Expected {told}. Received: {problem}") from problem
+            raise CheckFailed(f"Expected {expected}. Received: {problem}") from problem
         after = config_of(again)
-        expect(after == before, told, f"{after} of {before}")
+        expect(after == before, expected, f"{after} of {before}")
 
     def is_known_to_keras(self):
-        """Files name the class; Keras must find it."""
+        """Files store the name of the class; Keras must find the class by it."""
         owner = type(self._make())
         found = keras.saving.get_registered_object(keras.saving.get_registered_name(owner))
-        told = 'a class under @keras.saving.register_keras_serializable(package="...")'
-        expect(found is owner, told, f"{owner.__name__}, which keras.saving does not know")
+        expected = 'a class under @keras.saving.register_keras_serializable(package="...")'
+        expect(
+            found is owner, expected, f"{owner.__name__}, which is not registered in keras.saving"
+        )
 
     @slow
     def starts_no_backend_when_imported(self):
-        """Flipkit places devices after the plugins are loaded."""
-        told = (
+        """Flipkit chooses the devices after it has imported the plugins."""
+        expected = (
             f"`import {module_of(self._make())}` to start no JAX backend: arrays, keys, layers belong "
             "in functions"
         )
-        expect(not self._told("backend"), told, "a backend that runs")
+        expect(not self._result("backend"), expected, "a backend that runs")
 
     @functools.cached_property
     def _elsewhere(self):
-        """The fresh process of this component, in which all looks that need one are taken."""
+        """The fresh process of this component. All checks that need one share it."""
         return Elsewhere(module_of(self._make()))
 
     def _begin(self):
-        with contextlib.suppress(Exception):  # what needs it raises it again
+        with contextlib.suppress(Exception):  # the check that needs the process raises it again
             self._elsewhere  # noqa: B018
 
-    def _told(self, name):
+    def _result(self, name):
         try:
-            return self._elsewhere.tell(name)
+            return self._elsewhere.result(name)
         except RuntimeError as problem:
-            told = f"Expected a fresh process to manage. Received: {problem}"
-            raise CheckFailed(told) from problem
+            message = f"Expected no error in a fresh process. Received: {problem}"
+            raise CheckFailed(message) from problem
 
 
-# What is checked
+# Components under test
 
 
 def made_by(make):
-    """What `make.example()` makes where there is one, else `make()`."""
-    with registry.without_tensorflow():  # Keras serialises what a layer is made with
+    """Returns `make.example()` if `make` has that method, else `make()`."""
+    with registry.without_tensorflow():  # Keras serialises the arguments of a layer
         return getattr(make, "example", make)()
 
 
 def sample_of(make):
-    """One to look at before anything is checked; None if it can't be made, which a check tells."""
+    """Returns a component to inspect before the checks; None if `make` raises, which a check reports."""
     try:
         return made_by(make)
     except Exception:  # is_made_without_arguments raises it again
@@ -180,7 +182,7 @@ def sample_of(make):
 
 
 def module_of(component):
-    """The module of its class, by a name that another process can import."""
+    """Returns the name of the module of its class, which another process can import."""
     module = type(component).__module__
     if module == "__main__":
         raise CheckFailed(
@@ -193,32 +195,32 @@ def module_of(component):
 
 
 def expect(held, expected, received):
-    """Raises CheckFailed unless it `held`."""
+    """Raises CheckFailed unless `held` is true."""
     if not held:
         raise CheckFailed(f"Expected {expected}. Received: {received}")
 
 
-def expect_equal(got, wanted, told):
-    """Raises CheckFailed unless two arrays are equal to the last bit."""
-    expect(np.array_equal(got, wanted), told, f"{short(got)} and {short(wanted)}")
+def expect_equal(got, wanted, expected):
+    """Raises CheckFailed unless two arrays are equal bit for bit."""
+    expect(np.array_equal(got, wanted), expected, f"{short(got)} and {short(wanted)}")
 
 
-def expect_close(got, wanted, told, tolerance=1e-5):
-    """Raises CheckFailed unless they differ by `tolerance` at most, of the largest number above 1."""
-    expect(got.shape == wanted.shape, told, f"shapes {got.shape} and {wanted.shape}")
+def expect_close(got, wanted, expected, tolerance=1e-5):
+    """Raises CheckFailed if a difference exceeds `tolerance * max(1, max(abs(wanted)))`."""
+    expect(got.shape == wanted.shape, expected, f"shapes {got.shape} and {wanted.shape}")
     got, wanted = (np.asarray(array, "float64") for array in (got, wanted))
     worst = float(np.max(np.abs(got - wanted), initial=0.0))
     allowed = tolerance * max(1.0, float(np.max(np.abs(wanted), initial=0.0)))
-    expect(worst <= allowed, told, f"a difference of {worst:.2g}")
+    expect(worst <= allowed, expected, f"a difference of {worst:.2g}")
 
 
 def short(array):
-    """The first numbers of an array, for a message."""
+    """Returns the first 8 numbers of an array as text, for a message."""
     return np.array2string(np.asarray(array).ravel()[:8], separator=", ")
 
 
 def config_of(component):
-    """A component's config as JSON."""
+    """Returns a component's config as JSON."""
     with registry.without_tensorflow():
         config = registry.serialize(component.get_config())
     try:

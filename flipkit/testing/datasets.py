@@ -1,4 +1,4 @@
-"""What a dataset must do."""
+"""The checks of a dataset."""
 
 import pickle
 import time
@@ -11,7 +11,13 @@ from flipkit.testing.check import Check, CheckFailed, Checks, expect
 
 
 def check_dataset(make, *, milliseconds=None, expected_failures=None) -> list[Check]:
-    """The checks of a dataset; `milliseconds` is what a sample may take on average, None any time."""
+    """Returns the checks of a dataset.
+
+    Args:
+        make: the class, or a function without arguments that returns a dataset.
+        milliseconds: the mean time that a sample may take. None leaves out the check of time.
+        expected_failures: {name of a check: why it fails on purpose}.
+    """
     return _DatasetChecks(make, milliseconds).checks(expected_failures)
 
 
@@ -30,10 +36,10 @@ class _DatasetChecks(Checks):
             missing = {"image", "texts", "id"} - sample.keys()
             expect(not missing, "a sample with image, texts and id", f"none of {sorted(missing)}")
             image, texts = sample["image"], sample["texts"]
-            told = "an image as bytes, or uint8 (height, width, 3)"
+            expected = "an image as bytes, or uint8 (height, width, 3)"
             if not isinstance(image, bytes):
                 fits = getattr(image, "dtype", None) == "uint8" and image.shape[2:] == (3,)
-                expect(fits, told, getattr(image, "shape", type(image).__name__))
+                expect(fits, expected, getattr(image, "shape", type(image).__name__))
             words = isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)
             expect(words, "texts: a list of at least one string", repr(texts)[:80])
             expect(isinstance(sample["id"], str), "an id: a string", repr(sample["id"])[:80])
@@ -48,8 +54,8 @@ class _DatasetChecks(Checks):
     def tells_texts_alone(self):
         data = self._make()
         for i in self._some(data):
-            told, texts = self._sample(data, i)["texts"], data.texts(i)
-            expect(texts == told, f"texts({i}) as data[{i}] has them", repr(texts)[:80])
+            expected, texts = self._sample(data, i)["texts"], data.texts(i)
+            expect(texts == expected, f"texts({i}) equal to those of data[{i}]", repr(texts)[:80])
 
     def ends_where_it_says(self):
         data = self._make()
@@ -63,10 +69,10 @@ class _DatasetChecks(Checks):
             )
 
     def pickles(self):
-        """Feeds' workers get it so."""
+        """A feed pickles the dataset for its worker processes."""
         data = self._make()
         i = self._some(data)[0]
-        first = _frozen(self._sample(data, i))  # opens what it opens lazily
+        first = _frozen(self._sample(data, i))  # opens files that open lazily
         try:
             again = pickle.loads(pickle.dumps(data))  # noqa: S301
         except Exception as problem:
@@ -89,7 +95,7 @@ class _DatasetChecks(Checks):
             took <= self._milliseconds, f"at most {self._milliseconds:g} ms a sample", f"{took:.1f}"
         )
 
-    def _asked(self, name):
+    def _included(self, name):
         return name != "takes_its_time" or self._milliseconds is not None
 
     @staticmethod
@@ -100,10 +106,10 @@ class _DatasetChecks(Checks):
     def _sample(data, i):
         try:
             return data[i]
-        except BadSample as bad:  # it may have some, and keeps their places
+        except BadSample as bad:  # a dataset may have bad samples, which keep their places
             return {"image": b"", "texts": ["bad"], "id": str(bad)}
 
 
 def _frozen(sample):
-    """A sample as something that can be compared."""
+    """Returns a sample whose values can be compared with `==`."""
     return {k: v.tobytes() if isinstance(v, np.ndarray) else v for k, v in sample.items()}

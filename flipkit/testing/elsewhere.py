@@ -1,4 +1,4 @@
-"""A component in a process of its own: imported there alone, in a model from a file, on eight devices."""
+"""Runs a component in a fresh process: imports it alone, loads it from a file, trains on eight devices."""
 
 import contextlib
 import functools
@@ -15,13 +15,13 @@ import keras
 from jax.experimental.compilation_cache import compilation_cache
 
 DEVICES = 8
-_KEEP_ALL = {  # JAX's settings of what it keeps of the programs that it compiles, and where
+_KEEP_ALL = {  # JAX's settings of its cache of compiled programs
     "jax_compilation_cache_dir": None,
     "jax_persistent_cache_min_compile_time_secs": 0,
-    # A program would be known in one folder alone, if XLA kept a cache of its own there.
+    # With XLA's own cache on, a program's key depends on the folder.
     "jax_persistent_cache_enable_xla_caches": "none",
 }
-_MARK = "flipkit.testing: "  # what else is on the standard output is the component's
+_MARK = "flipkit.testing: "  # other lines of the standard output come from the component
 
 _CODE = """
 import importlib, json, sys
@@ -37,36 +37,36 @@ if {looks}:
 
 
 class Elsewhere:
-    """What a process that begins fresh finds of a component; it works while others are asked.
+    """A fresh process that inspects a component in the background.
 
-    The components of a module that are checked one after the other share a process.
+    Components of one module that are checked one after the other share a process.
 
     Args:
-        module: what it imports before anything else.
-        looks: whether it is given models to look at.
+        module: name of the module that the process imports first.
+        looks: whether the process reads models from `give`.
     """
 
     def __init__(self, module, looks=False):
-        asked = module, looks, tuple(_environment().items())
-        if _process_of(*asked).ended:
+        key = module, looks, tuple(_environment().items())
+        if _process_of(*key).ended:
             _process_of.cache_clear()
-        self._process, self._look = _process_of(*asked), None
+        self._process, self._look = _process_of(*key), None
 
     def give(self, folder, trains):
-        """Gives it the folder where a model and a batch lie (`holding.put`).
+        """Passes the process the folder of a model (`holding.put`).
 
         Args:
-            trains: whether it also trains that model, on 8 simulated devices.
+            trains: whether the process also trains that model, on 8 simulated devices.
         """
         self._look = self._process.give(folder, trains)
 
-    def tell(self, name):
-        """What the process has found under a name; waits for it.
+    def result(self, name):
+        """Waits for the process's result of that name, and returns it.
 
         Raises:
-            RuntimeError: something was raised there, or the process has ended before.
+            RuntimeError: the process raised an exception, or ended without this result.
         """
-        return self._process.tell(name if name == "backend" else f"{name} {self._look}")
+        return self._process.result(name if name == "backend" else f"{name} {self._look}")
 
 
 class _Process:
@@ -90,12 +90,12 @@ class _Process:
     def give(self, folder, trains):
         self._given += 1
         given = {"number": self._given, "folder": str(folder), "trains": trains}
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which `tell` tells
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `result` raises
             self._process.stdin.write(json.dumps(given) + "\n")
             self._process.stdin.flush()
         return self._given
 
-    def tell(self, key):
+    def result(self, key):
         while key not in self._found:
             line = self._process.stdout.readline()
             if not line:
@@ -114,19 +114,19 @@ def _process_of(module, looks, environment):
 
 
 def look(holding, number, folder, trains):
-    """In the fresh process, which has imported the component's module: tells what it finds."""
+    """Runs in the fresh process, after the import of the component's module; prints the results."""
     folder = pathlib.Path(folder)
     jax.config.update("jax_disable_most_optimizations", True)
-    _tell(f"embedded {number}", lambda: holding.load_and_embed(folder))
+    _report(f"embedded {number}", lambda: holding.load_and_embed(folder))
     if trains:
-        _tell(f"loss {number}", lambda: holding.train_on_all(folder))
+        _report(f"loss {number}", lambda: holding.train_on_all(folder))
         keras.distribution.set_distribution(None)
 
 
-def _tell(key, find):
+def _report(key, find):
     try:
         found = {"value": find()}
-    except Exception as problem:  # whatever a component raises is told to who asked
+    except Exception as problem:  # a component may raise anything; `result` raises it again
         found = {"raised": f"{type(problem).__name__}: {problem}".partition("\n")[0]}
     print(f"\n{_MARK}{json.dumps({key: found})}", flush=True)
 
@@ -136,7 +136,7 @@ def _environment():
     flags = os.environ.get("XLA_FLAGS", "")
     variables["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={DEVICES}"
     variables["JAX_PLATFORMS"] = "cpu"
-    # What was compiled here need not be again there.
+    # The fresh process reads this process's compiled programs.
     for name, value in _keeping().items():
         if value is not None:
             variables[name.upper()] = str(value)
@@ -145,7 +145,7 @@ def _environment():
 
 @contextlib.contextmanager
 def shared_programs():
-    """Keeps what is compiled inside it for the fresh processes, unless JAX already keeps it somewhere."""
+    """Inside it JAX stores compiled programs for the fresh processes, unless it has a cache already."""
     before = _keeping()
     if before["jax_compilation_cache_dir"] is not None:
         yield

@@ -1,8 +1,8 @@
-"""What an image encoder and a text encoder must do."""
+"""The checks of an image encoder and of a text encoder."""
 
 import functools
 
-import jax  # to compile what is checked: Keras has no word for it outside of `fit`
+import jax  # to compile the encoder: Keras compiles in `fit` alone
 import keras
 import numpy as np
 
@@ -22,7 +22,7 @@ from flipkit.testing.holding import PartChecks, quickly_compiled, tiny
 
 
 def check_encoder(make, *, expected_failures=None) -> list[Check]:
-    """The checks of an image encoder (it tells `image_size`) or of a text encoder (`length`, `vocab`)."""
+    """Returns the checks of an image encoder (has `image_size`) or a text encoder (`length`, `vocab`)."""
     kind = _TextEncoderChecks if hasattr(sample_of(make), "length") else _ImageEncoderChecks
     return kind(make).checks(expected_failures)
 
@@ -33,8 +33,8 @@ class _EncoderChecks(PartChecks):
     def maps_a_batch_to_features(self):
         for batch in (1, 4):
             features = self._features(self._x(batch))
-            told = f"features (batch, dim) = ({batch}, {self._encoder.dim})"
-            expect(features.shape == (batch, self._encoder.dim), told, features.shape)
+            expected = f"features (batch, dim) = ({batch}, {self._encoder.dim})"
+            expect(features.shape == (batch, self._encoder.dim), expected, features.shape)
             expect(bool(np.isfinite(features).all()), "finite features", short(features))
 
     def repeats_itself_at_inference(self):
@@ -43,15 +43,15 @@ class _EncoderChecks(PartChecks):
 
     def tells_rows_apart_alone(self):
         x = self._x(4)
-        told = "a row's features not to depend on the other rows, to 1e-5"
-        expect_close(self._features(x[:1]), self._features(x)[:1], told)
+        expected = "a row's features not to depend on the other rows, to 1e-5"
+        expect_close(self._features(x[:1]), self._features(x)[:1], expected)
 
     def compiles_to_the_same(self):
-        told = "compiled features equal to eager, to 1e-5"
-        expect_close(self._features(self._x(1)), self._at_first, told)
+        expected = "compiled features equal to eager, to 1e-5"
+        expect_close(self._features(self._x(1)), self._at_first, expected)
 
     def works_in_bfloat16(self):
-        before, x = keras.config.dtype_policy(), self._x(1)  # which makes the encoder of float32
+        before, x = keras.config.dtype_policy(), self._x(1)  # `_x` makes the float32 encoder
         keras.config.set_dtype_policy("mixed_bfloat16")
         try:
             encoder = self._built()
@@ -75,7 +75,7 @@ class _EncoderChecks(PartChecks):
         for variable, gradient in zip(encoder.trainable_variables, gradients, strict=True):
             gradient, path = np.asarray(gradient), canonical(variable.path)
             expect(bool(np.isfinite(gradient).all()), f"a finite gradient of {path}", "NaN or inf")
-            # A key's bias moves all of a query's scores alike: softmax does not see it.
+            # A key's bias adds the same to all scores of a query, which softmax cancels.
             silent = not gradient.any() and not path.endswith("key/bias")
             expect(not silent, f"{path} to matter to the features", "a gradient of zeros")
 
@@ -91,12 +91,12 @@ class _EncoderChecks(PartChecks):
 
     @functools.cached_property
     def _encoder(self):
-        """One for all checks but that of bfloat16; none of them changes it."""
+        """One encoder for all checks except `works_in_bfloat16`. No check changes it."""
         return self._built()
 
     @functools.cached_property
     def _features(self):
-        """Compiled: the features of x, as float32, at inference; other inputs by name."""
+        """A compiled function of x and named inputs: float32 features at inference."""
         return _compiled(self._encoder)
 
     @functools.cached_property
@@ -119,22 +119,22 @@ class _EncoderChecks(PartChecks):
 
 class _ImageEncoderChecks(_EncoderChecks):
     def sees_what_it_is_given(self):
-        """With ids it sees those patches alone: of an image, or as patches that lie ready."""
+        """With `ids` the features depend on those patches alone, for an image and for gathered patches."""
         encoder = self._encoder
         if not getattr(encoder, "grid", None):
-            return  # it tells no grid: it can't skip patches, and FLIP refuses to mask it
+            return  # it declares no grid, so it cannot skip patches, and FLIP rejects a mask
         x = self._x(4)
         tokens = encoder.grid[0] * encoder.grid[1]
         rng = np.random.default_rng(2)
         ids = np.sort([rng.permutation(tokens)[: tokens // 2] for _ in x], axis=1).astype("int32")
         whole, part = self._features(x), self._features(x, ids=ids)
         patches = np.asarray(gather(patchify(x, encoder.patch_size), ids))
-        told = "the same features of an image with ids and of its patches gathered, to 1e-5"
-        expect_close(self._features(patches, ids=ids), part, told)
+        expected = "the same features of an image with ids and of its patches gathered, to 1e-5"
+        expect_close(self._features(patches, ids=ids), part, expected)
         expect(np.abs(whole - part).max() > 0, "other features of half the patches", "the same")
         everything = np.tile(np.arange(tokens, dtype="int32"), (len(x), 1))
-        told = "all ids to mean the same as none, to 1e-5"
-        expect_close(self._features(x, ids=everything), whole, told)
+        expected = "all ids to mean the same as none, to 1e-5"
+        expect_close(self._features(x, ids=everything), whole, expected)
 
     def _x(self, batch):
         height, width = sides(self._encoder.image_size)
@@ -148,14 +148,14 @@ class _ImageEncoderChecks(_EncoderChecks):
 
 class _TextEncoderChecks(_EncoderChecks):
     def sees_what_it_is_given(self):
-        """With `keep` it sees those tokens alone, each where it stands in the whole text."""
+        """With `keep` the features depend on those tokens alone, each at its position in the whole text."""
         x = self._x(4)
         everything = np.tile(np.arange(self._encoder.length, dtype="int32"), (len(x), 1))
         half = everything[:, : max(1, self._encoder.length // 2)]
         try:
             whole, same = self._features(x), self._features(x, keep=everything)
         except ConfigurationError:
-            return  # it can't skip tokens, and says so
+            return  # it rejects `keep`: it cannot skip tokens
         expect_close(same, whole, "all tokens kept to mean the same as none dropped, to 1e-5")
         part = self._features(x, keep=half)
         expect(np.abs(whole - part).max() > 0, "other features of half the tokens", "the same")
@@ -163,8 +163,8 @@ class _TextEncoderChecks(_EncoderChecks):
     def takes_every_id(self):
         last = self._encoder.vocab - 1
         features = self._features(np.full((1, self._encoder.length), last, "int32"))
-        told = f"finite features of id {last}, the last of its vocab"
-        expect(bool(np.isfinite(features).all()), told, short(features))
+        expected = f"finite features of id {last}, the last of its vocab"
+        expect(bool(np.isfinite(features).all()), expected, short(features))
 
     def _x(self, batch):
         rng = np.random.default_rng(0)
@@ -176,13 +176,13 @@ class _TextEncoderChecks(_EncoderChecks):
 
 
 def _values(encoder):
-    """What its variables hold: (trainable, others)."""
+    """Returns the values of its variables: (trainable, others)."""
     both = encoder.trainable_variables, encoder.non_trainable_variables
     return tuple([v.value for v in variables] for variables in both)
 
 
 def _compiled(encoder):
-    """A function of x and of inputs by name: the features at inference as float32, from one program."""
+    """Returns a compiled function of x and named inputs: float32 features at inference."""
 
     @jax.jit
     def program(values, x, inputs):

@@ -1,4 +1,4 @@
-"""Small models that hold what is checked, here and in processes of their own."""
+"""Small models around a component under test, in this process and in a fresh one."""
 
 import contextlib
 import functools
@@ -23,7 +23,7 @@ TEXTS = ["a small red square", "", "Zwölf Boxkämpfer", "日本 🦊", "word " 
 
 @keras.saving.register_keras_serializable(package="flipkit.testing")
 class MeanColour(keras.layers.Layer):
-    """The image tower where texts are what is checked: one that is compiled at once."""
+    """The image tower of a model that tests a text encoder. It compiles fast."""
 
     dim, image_size = 8, 8
 
@@ -39,7 +39,7 @@ class MeanColour(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="flipkit.testing")
 class MeanWord(keras.layers.Layer):
-    """The text tower where images are what is checked: one that is compiled at once."""
+    """The text tower of a model that tests an image encoder. It compiles fast."""
 
     dim, vocab, length = 8, 50, 4
 
@@ -54,7 +54,7 @@ class MeanWord(keras.layers.Layer):
 
 
 def tiny(image=None, text=None, **settings):
-    """A FLIP that is built and holds what is checked."""
+    """Returns a built FLIP with the given encoders; the small ones above in place of None."""
     model = FLIP(
         image or MeanColour(),
         text or MeanWord(),
@@ -66,7 +66,7 @@ def tiny(image=None, text=None, **settings):
 
 
 def pairs_for(model, size=8):
-    """A batch of `size` pairs that `model` can read, always the same; one picture is all black."""
+    """Returns a batch of `size` pairs for `model`, the same at every call. One picture is all black."""
     rng = np.random.default_rng(0)
     height, width = sides(model.image.image_size)
     images = rng.integers(0, 256, (size, height, width, 3)).astype("uint8")
@@ -76,23 +76,23 @@ def pairs_for(model, size=8):
 
 
 class FileChecks(Checks):
-    """Of what a model keeps in its file: `_model` makes one around it."""
+    """Checks of a component that a model's file stores. `_model` returns a model with it."""
 
     _trains = False  # whether the fresh process trains it
 
     @slow
     def survives_a_file(self):
-        """A `.keras` file gives the same embeddings and token ids in a fresh process."""
+        """A model from a `.keras` file returns the same embeddings and token ids in a fresh process."""
         folder = self._kept[1]
-        self._told("embedded")
+        self._result("embedded")
         after = np.load(folder / "after.npz")
         for name, before in self._before.items():
-            told = f"the same {name} from a .keras file in a fresh process"
-            expect_close(after[name], before, told, 1e-6)
+            expected = f"the same {name} from a .keras file in a fresh process"
+            expect_close(after[name], before, expected, 1e-6)
 
     @functools.cached_property
     def _kept(self):
-        """A model, and the folder where it lies for the fresh process."""
+        """A model, and the folder with its file for the fresh process."""
         folder = pathlib.Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, folder)
         with quickly_compiled():
@@ -115,7 +115,7 @@ class FileChecks(Checks):
 
 
 class PartChecks(FileChecks):
-    """Of a part of a model, which `_model` makes around it: in training, in a file, on many devices."""
+    """Checks of a part of a model in training, in a file and on many devices."""
 
     _trains = True
 
@@ -130,22 +130,22 @@ class PartChecks(FileChecks):
 
     @slow
     def trains_on_eight_devices(self):
-        """A step of training on 8 simulated devices has the loss of one on a single device."""
-        one, several = self._history["loss"][0], self._told("loss")
-        told = "the same loss on 8 devices as on one, to 1e-4"
-        expect(abs(one - several) < 1e-4, told, f"{several:.6f} and {one:.6f}")
+        """A training step on 8 simulated devices has the same loss as one on a single device."""
+        one, several = self._history["loss"][0], self._result("loss")
+        expected = "the same loss on 8 devices as on one, to 1e-4"
+        expect(abs(one - several) < 1e-4, expected, f"{several:.6f} and {one:.6f}")
 
     @functools.cached_property
     def _history(self):
-        """Of two steps on a single device, of the same batch."""
-        self._before  # noqa: B018 - what the model gives before it learns
+        """The history of two steps on a single device with the same batch."""
+        self._before  # noqa: B018 - computed before training changes the model
         with quickly_compiled():
             return train(self._kept[0], steps=2)
 
 
 @contextlib.contextmanager
 def quickly_compiled():
-    """Inside it programs are compiled as they stand: what is run once need not be fast."""
+    """Inside it XLA skips most optimizations: a program that runs once need not be fast."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
@@ -155,21 +155,21 @@ def quickly_compiled():
 
 
 def put(model, folder):
-    """Puts a model into a folder, for a fresh process; returns the model."""
-    with registry.without_tensorflow():  # Keras serialises what it saves
+    """Writes a model into a folder for a fresh process; returns the model."""
+    with registry.without_tensorflow():  # Keras serialises the config
         model.save(folder / "model.keras")
     return model
 
 
 def reloaded(model):
-    """The model from a `.keras` file of its own."""
+    """Saves a model to a `.keras` file; returns the model that is loaded from it."""
     with tempfile.TemporaryDirectory() as folder:
         put(model, pathlib.Path(folder))
         return load_model(pathlib.Path(folder) / "model.keras")
 
 
 def outputs(model, batch):
-    """What `model` makes of a batch, masked and not, and its tokenizer of words."""
+    """Returns {name: array} of the model's outputs, masked and not, and its token ids of TEXTS."""
     made = {}
     weights = [
         [v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)
@@ -186,8 +186,8 @@ def outputs(model, batch):
 
 
 def train(model, steps):
-    """The history of some steps of training of the same batch."""
-    model.compile("sgd")  # the smallest program; how the weights are updated is not what is checked
+    """Trains for some steps on the same batch; returns the history."""
+    model.compile("sgd")  # the smallest program: no check depends on the optimizer
     data = pairs_for(model)
     return model.fit(data, batch_size=8, epochs=steps, shuffle=False, verbose=0).history
 
@@ -196,12 +196,12 @@ def train(model, steps):
 
 
 def load_and_embed(folder):
-    """What the model in `folder` makes of a batch is put there."""
+    """Loads the model in `folder`; writes its outputs to `after.npz` there."""
     model = load_model(folder / "model.keras")
     np.savez(folder / "after.npz", allow_pickle=False, **outputs(model, pairs_for(model, 2)))
 
 
 def train_on_all(folder):
-    """The loss of a step of training of the model in `folder`, the batch shared by all devices."""
+    """Trains the model in `folder` for a step, the batch split over all devices; returns the loss."""
     keras.distribution.set_distribution(keras.distribution.DataParallel())
     return float(train(load_model(folder / "model.keras"), steps=1)["loss"][0])

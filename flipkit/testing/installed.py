@@ -1,4 +1,4 @@
-"""What is installed put through its checks: `python -m flipkit.plugins --check`."""
+"""Checks installed components: `flipkit plugins --check`."""
 
 import contextlib
 import dataclasses
@@ -25,9 +25,9 @@ CHECKS: dict[str, Callable[..., list[Check]]] = {
     "schedules": check_schedule,
     "tokenizers": check_tokenizer,
 }
-HINT = "give its class a classmethod example() that makes a small one"
-FIXES = {  # of what may not be meant so
-    "expected_failures": "Let expected_failures of {target} name checks that there are",
+HINT = "give its class a classmethod example() that returns a small one"
+FIXES = {  # of checks that no component may fail on purpose
+    "expected_failures": "Name existing checks in the expected_failures of {target}",
     "is_made_without_arguments": "Mend {target}, or " + HINT,
 }
 MEANT = 'Mend {target}, or say why it is meant so: expected_failures = {{"{check}": "..."}} in the class'
@@ -35,7 +35,7 @@ MEANT = 'Mend {target}, or say why it is meant so: expected_failures = {{"{check
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """How an installed component does."""
+    """The result of the checks of an installed component."""
 
     component: plugins.Component
     status: str  # "conforms", "fails", "broken" or "not checked"
@@ -47,7 +47,7 @@ class Verdict:
 
     @property
     def problems(self) -> list[plugins.Problem]:
-        """A Problem for each check that failed, but for those of `plugins.problems()`."""
+        """A Problem for each failed check, except those that `plugins.problems()` returns."""
         c = self.component
         source = plugins.Source(c.distribution, c.version, c.entry_point)
         return [
@@ -66,42 +66,42 @@ class Verdict:
 def check_installed(
     *names: str, kinds: Iterable[str] = plugins.KINDS, started: Callable = lambda component: None
 ) -> Iterator[Verdict]:
-    """The verdicts on installed components, each when the next one's quick checks have run.
+    """Yields a verdict on each installed component, after the quick checks of the next one.
 
     Args:
-        names: components or distributions; without any, all that isn't flipkit's own.
-        kinds: those of which it is asked.
-        started: told each component before its checks run.
+        names: components or distributions; without names, all that are not flipkit's own.
+        kinds: the kinds of component to check.
+        started: called with each component before its checks run.
 
     Raises:
-        UnknownName: nothing installed has one of the names.
+        UnknownName: no installed component or distribution has one of the names.
     """
-    known: dict = {}  # what serves several names is checked once
-    begun: list = []  # while one's process works, the quick checks of the next are run
+    judged: dict = {}  # a component with several names is checked once
+    begun: list = []  # the next one's quick checks run while this one's process works
     for component in chosen(plugins.listing(*kinds), names):
         started(component)
-        begun.append((component, _begin(component, known)))
+        begun.append((component, _begin(component, judged)))
         if len(begun) > 1:
             yield _end(*begun.pop(0))
     yield from (_end(*left) for left in begun)
 
 
 def chosen(components: list[plugins.Component], names) -> list[plugins.Component]:
-    """Those that the names mean; a distribution, or no name, means what there are checks of."""
+    """Returns the named components; for a distribution, or no name, those whose kind has checks."""
     if not names:
         own = plugins.BUILT_IN.entry_point
         return [c for c in components if c.entry_point != own and c.kind in CHECKS]
     called = [{c.name, f"{c.distribution}:{c.name}"} for c in components]
-    # A plugin that offers nothing, since it is broken, is among the problems.
+    # A broken plugin that offers no components is among the problems.
     known = {problem.source.distribution for problem in plugins.problems()}
     known = known.union(*called, (c.distribution for c in components))
     for name in names:
         if name not in known:
             left = {s: by for s, by in plugins.disabled().items() if s.distribution == name}
-            told = "".join(f"\nPlugin {s} is left out by {by}." for s, by in left.items())
+            left_out = "".join(f"\nPlugin {s} is left out by {by}." for s, by in left.items())
             short = [other for other in known if ":" not in other]
             hint = nearest(name, known, listed=short)
-            raise UnknownName(f"Nothing installed is called {name!r}. {hint}{told}")
+            raise UnknownName(f"Nothing installed is called {name!r}. {hint}{left_out}")
     return [
         c
         for c, own in zip(components, called, strict=True)
@@ -109,24 +109,24 @@ def chosen(components: list[plugins.Component], names) -> list[plugins.Component
     ]
 
 
-def _begin(component, known):
-    """The verdict on a component, or a _Judgement that will give it."""
+def _begin(component, judged):
+    """Returns the verdict on a component, or a _Judgement that computes it later."""
     if component.kind not in CHECKS:
         return Verdict(component, "not checked", f"there are no checks of {component.kind}")
     status, _, why = component.status.partition(": ")
     if status == "broken":
         return Verdict(component, status, why)
     made = plugins.component(component.kind, f"{component.distribution}:{component.name}")
-    # A partial stands for a size of its class, perhaps one that takes hours to check.
+    # A partial is a size of its class. A large one may take hours to check.
     owner = made.func if isinstance(made, functools.partial) else made
     make = owner if hasattr(owner, "example") else made
     if make is not made:
         (own,) = run(CHECKS[component.kind](made)[:1])
         if own.status == "failed":
             return Verdict(component, "broken", own.message, (own,))
-    if (component.kind, make) not in known:
-        known[component.kind, make] = _Judgement(component, make)
-    return known[component.kind, make]
+    if (component.kind, make) not in judged:
+        judged[component.kind, make] = _Judgement(component, make)
+    return judged[component.kind, make]
 
 
 def _end(component, found) -> Verdict:
@@ -136,7 +136,7 @@ def _end(component, found) -> Verdict:
 
 
 class _Judgement:
-    """Begins the checks of what `make` makes; `verdict` runs those that wait for a fresh process."""
+    """Runs the quick checks of the component; `verdict` runs those that wait for a fresh process."""
 
     def __init__(self, component, make):
         self._component, self._outcomes, self._left, self._seconds = component, [], [], 0.0
@@ -145,7 +145,7 @@ class _Judgement:
 
     @functools.cached_property
     def verdict(self) -> Verdict:
-        """The verdict, once all is known."""
+        """Runs the remaining checks; returns the verdict."""
         with self._timed():
             found = self._early or self._judge()
         several = len(found.outcomes) > 1
@@ -153,17 +153,17 @@ class _Judgement:
         return dataclasses.replace(found, detail=found.detail + took)
 
     def _run_quick(self, make) -> Verdict | None:
-        """The verdict where nothing more needs to be run."""
+        """Runs the quick checks; returns the verdict, or None where slow checks remain."""
         has_example = hasattr(make, "example")
         try:
             inspect.signature(make.example if has_example else make).bind()
         except TypeError as error:
             return Verdict(self._component, "not checked", f"{error}; {HINT}")
         except ValueError:
-            pass  # of something written in C, of which the first check tells
+            pass  # written in C, without a signature; the first check calls it
         try:
             checks = CHECKS[self._component.kind](make)
-        except ConfigurationError as error:  # its class expects a check to fail that there isn't
+        except ConfigurationError as error:  # its expected_failures name an unknown check
             outcome = Outcome("expected_failures", "failed", str(error), error)
             return Verdict(self._component, "fails", "its expected_failures", (outcome,))
         for place, check in enumerate(checks):
@@ -171,7 +171,7 @@ class _Judgement:
                 self._left = checks[place:]
                 return None
             (outcome,) = run([check])
-            # Whether it is the first time that anything is done with it.
+            # Whether only the checks of all components have run, none that uses it.
             unused = not any(o.check not in vars(Checks) for o in self._outcomes)
             refused = isinstance(outcome.error, FlipkitError)
             if refused and unused and not has_example:
@@ -187,8 +187,8 @@ class _Judgement:
         outcomes = (*self._outcomes, *run(self._left))
         ended = [outcome.status for outcome in outcomes]
         if failed := ended.count("failed"):
-            told = f"{failed} of {len(ended)} checks"
-            return Verdict(self._component, "fails", told, outcomes)
+            detail = f"{failed} of {len(ended)} checks"
+            return Verdict(self._component, "fails", detail, outcomes)
         detail = f"{ended.count('passed')} checks"
         if expected := ended.count("expected failure"):
             detail += f", {expected} more {'fails' if expected == 1 else 'fail'} on purpose,"

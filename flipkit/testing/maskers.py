@@ -1,9 +1,9 @@
-"""What a masker must do."""
+"""The checks of a masker."""
 
 import time
 from typing import Any
 
-import jax  # to compile what is checked: Keras has no word for it outside of `fit`
+import jax  # to compile the masker: Keras compiles in `fit` alone
 import keras
 import numpy as np
 
@@ -20,14 +20,14 @@ NEEDS = {"pixels", "words", "tower"}
 
 
 def check_masker(make, *, text=None, milliseconds=None, expected_failures=None) -> list[Check]:
-    """The checks of a masker of image patches, or of text tokens.
+    """Returns the checks of a masker of image patches or of text tokens.
 
     Args:
         make: the class, or a function without arguments that returns a masker.
-        text: whether it masks words and not patches; None is what it `needs`.
-        milliseconds: what 64 rows of a ViT-B/16's patches, or of 77 tokens, may take, compiled. None
-            asks for no such check: a clock that others share should not decide a test.
-        expected_failures: {name of a check: why it fails on purpose}, beside what the class says.
+        text: whether it masks tokens of text, not patches; None reads `needs`.
+        milliseconds: the time that 64 rows of a ViT-B/16's patches, or of 77 tokens, may take, compiled.
+            None leaves out this check, since other processes on the machine change the time.
+        expected_failures: {name of a check: why it fails on purpose}; extends those of the class.
     """
     if text is None:
         text = "words" in getattr(sample_of(make), "needs", ())
@@ -41,20 +41,20 @@ class _MaskerChecks(PartChecks):
         super().__init__(make)
         self._text, self._milliseconds = text, milliseconds
         self._grids = LENGTHS if text else GRIDS
-        self._made = {}  # what was built for a grid: building one takes longer than asking it
+        self._made = {}  # {(grid, side): masker}: building one takes longer than calling it
 
     def keeps_as_many_as_it_is_told(self):
         for grid in self._grids:
             masker, tokens = self._masker(grid), grid[0] * grid[1]
-            asked = [(5, keep) for keep in sorted({1, tokens // 2, tokens - 1, tokens})]
-            asked.append((1, tokens // 2))
-            for (batch, keep), ids in zip(asked, self._drawn(grid, asked, masker), strict=True):
-                told = f"ids int32 ({batch}, {keep}) of a grid {grid}"
-                expect(ids.shape == (batch, keep), told, f"shape {ids.shape}")
-                expect(ids.dtype == "int32", told, f"dtype {ids.dtype}")
-                told = f"ids from 0 to {tokens - 1}, ascending, none twice, of a grid {grid}"
+            cases = [(5, keep) for keep in sorted({1, tokens // 2, tokens - 1, tokens})]
+            cases.append((1, tokens // 2))
+            for (batch, keep), ids in zip(cases, self._drawn(grid, cases, masker), strict=True):
+                expected = f"ids int32 ({batch}, {keep}) of a grid {grid}"
+                expect(ids.shape == (batch, keep), expected, f"shape {ids.shape}")
+                expect(ids.dtype == "int32", expected, f"dtype {ids.dtype}")
+                expected = f"ids from 0 to {tokens - 1}, ascending, none twice, of a grid {grid}"
                 inside = bool(ids.min() >= 0 and ids.max() < tokens)
-                expect(_rises(ids) and inside, told, short(ids))
+                expect(_rises(ids) and inside, expected, short(ids))
 
     def repeats_itself(self):
         first, again = (self._ids(step=3) for _ in range(2))
@@ -66,21 +66,21 @@ class _MaskerChecks(PartChecks):
         expect(not same, "another mask at another step", "the same in 4 steps")
 
     def draws_rows_alone(self):
-        """So that a micro-batch, or a device's share, sees what the whole batch would."""
+        """A micro-batch, or a device's share, has the same masks as in the whole batch."""
         program, x = _compiled(self._call(self._masker())), self._x()
         with quickly_compiled():
             whole, part = (np.asarray(program(rows, 0)) for rows in (x, x[:1]))
         expect_equal(part, whole[:1], "a row's ids not to depend on the other rows")
 
     def needs_what_it_looks_at(self):
-        """One that needs nothing may be drawn on the host, before there are pixels."""
+        """The masks of a masker without `needs` may be drawn on the host, before the pixels exist."""
         needs = self._make().needs
-        known = isinstance(needs, tuple) and {*needs} <= NEEDS
-        expect(known, f"needs: a tuple of some of {sorted(NEEDS)}", repr(needs))
+        valid = isinstance(needs, tuple) and {*needs} <= NEEDS
+        expect(valid, f"needs: a tuple of some of {sorted(NEEDS)}", repr(needs))
         if not needs:
             ids = [self._ids(content=content) for content in (0, 1)]
-            told = 'ids that do not depend on x where needs == (); write needs = ("pixels",)'
-            expect_equal(ids[1], ids[0], told)
+            expected = 'ids that do not depend on x where needs == (); write needs = ("pixels",)'
+            expect_equal(ids[1], ids[0], expected)
 
     def compiles_to_the_same(self):
         eager, compiled = self._ids(step=2), _compiled(self._call(self._masker()))
@@ -107,8 +107,8 @@ class _MaskerChecks(PartChecks):
             (ids,) = self._drawn(grid, [(2, grid[0] * grid[1] // 2)], masker)
         finally:
             keras.config.set_dtype_policy(before)
-        told = "ids int32, ascending, none twice under mixed_bfloat16"
-        expect(ids.dtype == "int32" and _rises(ids), told, short(ids))
+        expected = "ids int32, ascending, none twice under mixed_bfloat16"
+        expect(ids.dtype == "int32" and _rises(ids), expected, short(ids))
 
     def takes_its_time(self):
         grid, keep = ((1, 77), 32) if self._text else ((14, 14), 98)
@@ -118,10 +118,10 @@ class _MaskerChecks(PartChecks):
             start = time.perf_counter()
             jax.block_until_ready(program(x, step))
             rounds.append(1e3 * (time.perf_counter() - start))
-        told = f"at most {self._milliseconds:g} ms for {len(x)} rows of {grid}"
-        expect(min(rounds[1:]) <= self._milliseconds, told, f"{min(rounds[1:]):.1f} ms")
+        expected = f"at most {self._milliseconds:g} ms for {len(x)} rows of {grid}"
+        expect(min(rounds[1:]) <= self._milliseconds, expected, f"{min(rounds[1:]):.1f} ms")
 
-    def _asked(self, name):
+    def _included(self, name):
         return name != "takes_its_time" or self._milliseconds is not None
 
     def _x(self, grid=None, batch=5, content=0, side=2):
@@ -134,7 +134,7 @@ class _MaskerChecks(PartChecks):
         return rng.integers(0, 256, (batch, tokens, 3 * side**2)).astype("uint8")
 
     def _model(self, grid=None, side=2):
-        """A FLIP that has built the masker, for patches of this grid or for as many tokens."""
+        """Returns a built FLIP with the masker, for patches of this grid or for as many tokens."""
         rows, columns = grid or self._grids[0]
         if not self._text:
             size: Any = (side * rows, side * columns)
@@ -147,7 +147,7 @@ class _MaskerChecks(PartChecks):
         return tiny(text=text, tokenizer=tokenizer, masker=None, mask_ratio=0.0, **masked)
 
     def _masker(self, grid=None, side=2):
-        """One for all checks, which leave it as it is: they call it in a StatelessScope."""
+        """Returns one masker for all checks. They call it in a StatelessScope, which keeps its state."""
         key = grid or self._grids[0], side
         if key not in self._made:
             self._made[key] = self._of(self._model(*key))
@@ -165,10 +165,10 @@ class _MaskerChecks(PartChecks):
 
         return call
 
-    def _drawn(self, grid, asked, masker):
-        """The ids of each (batch, keep), all from one program: one after the other takes seconds."""
-        calls = [self._call(masker, grid, keep) for _, keep in asked]
-        x = [self._x(grid, batch) for batch, _ in asked]
+    def _drawn(self, grid, cases, masker):
+        """Returns the ids of each (batch, keep), all from one program: a program for each takes seconds."""
+        calls = [self._call(masker, grid, keep) for _, keep in cases]
+        x = [self._x(grid, batch) for batch, _ in cases]
         with quickly_compiled():
             program = _compiled(
                 lambda x, step: [call(a, step) for call, a in zip(calls, x, strict=True)]
@@ -186,7 +186,7 @@ def _rises(ids):
 
 def _compiled(call):
     def pure(x, step):
-        with keras.StatelessScope():  # what a masker keeps stays as it is
+        with keras.StatelessScope():  # leaves the masker's variables unchanged
             return call(x, step)
 
     return jax.jit(pure)

@@ -1,4 +1,4 @@
-"""What a model that runs must do."""
+"""The checks of a model that `flipkit.Run` trains."""
 
 import contextlib
 import tempfile
@@ -16,7 +16,7 @@ STEPS, BATCH = 3, 4
 
 
 def check_model(make, *, expected_failures=None) -> list[Check]:
-    """The checks of a `flipkit.models.Trainable`; its `example()` is one that is quick to train."""
+    """Returns the checks of a `flipkit.models.Trainable`, whose `example()` must be quick to train."""
     return _ModelChecks(make).checks(expected_failures)
 
 
@@ -38,8 +38,8 @@ class _ModelChecks(Checks):
         """A checkpoint finds a variable by its path."""
         first, second = ([canonical(v.path) for v in self._built().variables] for _ in range(2))
         expect(len({*first}) == len(first), "a path of its own for each variable", sorted(first))
-        told = "the same paths in each model that is made: give each layer a name"
-        expect(first == second, told, f"{sorted({*first} ^ {*second})[:6]} in one alone")
+        expected = "the same paths in each model that is made: give each layer a name"
+        expect(first == second, expected, f"{sorted({*first} ^ {*second})[:6]} in one alone")
 
     def begins_as_its_seed_says(self):
         first, again, other = (_values(self._built(seed)) for seed in (1, 1, 2))
@@ -50,13 +50,13 @@ class _ModelChecks(Checks):
 
     def reads_what_a_feed_gives(self):
         batch = self._run().feed.open(self._data(), self._ready(), BATCH).batch(0)
-        expected, needed = self._ready().expected_inputs(True), self._ready().needed_inputs("fit")
+        inputs, needed = self._ready().expected_inputs(True), self._ready().needed_inputs("fit")
         for group in needed:
-            told = f"`reads` that makes a batch hold {' or '.join(group)}"
-            expect({*group} & batch.keys(), told, sorted(batch))
+            expected = f"`reads` that makes a batch hold {' or '.join(group)}"
+            expect({*group} & batch.keys(), expected, sorted(batch))
         for name, value in batch.items():
-            expect(name in expected, f"{name} among the expected inputs", sorted(expected))
-            expected[name].check_form(name, value)
+            expect(name in inputs, f"{name} among the expected inputs", sorted(inputs))
+            inputs[name].check_form(name, value)
 
     def is_planned(self):
         towers = planning.Towers(self._make())
@@ -66,23 +66,23 @@ class _ModelChecks(Checks):
 
     @slow
     def trains(self):
-        """Some steps have a finite loss and gradient, count up `step` and change what may be learned."""
+        """Each step has a finite loss and gradient and increases `step`; all trainable variables change."""
         model, rows = self._trained
         for name in ("loss", "gradient_norm", *model.logged):
-            told = f"a finite {name} at every step"
+            expected = f"a finite {name} at every step"
             values = [row.get(name, np.nan) for row in rows]
-            expect(bool(np.isfinite(values).all()), told, values)
+            expect(bool(np.isfinite(values).all()), expected, values)
         expect(int(model.step) == STEPS, f"step to be {STEPS} after as many", int(model.step))
         before, after = _values(self._built(0)), _values(model)
         still = [canonical(v.path) for v in model.trainable_variables]
         still = [path for path in still if np.array_equal(before[path], after[path])]
-        # A key's bias moves all of a query's scores alike: softmax does not see it.
+        # A key's bias adds the same to all scores of a query, which softmax cancels.
         still = [path for path in still if not path.endswith("key/bias")]
         expect(not still, "every trainable variable to change", f"no change of {still[:6]}")
 
     @slow
     def resumes_to_the_same_end(self):
-        """A run that is stopped after a step ends with the weights of one that is not."""
+        """A run that stops after a step and resumes ends with the same weights as an unbroken one."""
 
         def stop(step):
             if step >= 1:
@@ -102,10 +102,10 @@ class _ModelChecks(Checks):
         again = reloaded(model)
         batch = self._run().feed.open(self._data(), model, BATCH).batch(0)
         for name, value in model(batch).items():
-            told = f"the same {name} from a .keras file"
-            expect_close(np.asarray(again(batch)[name]), np.asarray(value), told, 1e-6)
+            expected = f"the same {name} from a .keras file"
+            expect_close(np.asarray(again(batch)[name]), np.asarray(value), expected, 1e-6)
 
-    # What is checked, and what it is given
+    # The model, its data and its run
 
     def _built(self, seed=0):
         model = self._make()
@@ -114,7 +114,7 @@ class _ModelChecks(Checks):
         return model
 
     def _ready(self):
-        """One whose tokenizer, if there is one, has learned its words."""
+        """Returns a model whose tokenizer, if it has one, is trained."""
         model = self._make()
         if model.reads == "text":
             training.train_tokenizer(model, self._data())
@@ -137,7 +137,7 @@ class _ModelChecks(Checks):
 
     @property
     def _trained(self):
-        """A model after some steps, and the rows of metrics."""
+        """The model after STEPS steps, and the rows of metrics."""
         if not hasattr(self, "_ended"):
             with tempfile.TemporaryDirectory() as folder, quickly_compiled():
                 model = self._run().start(folder)
@@ -146,5 +146,5 @@ class _ModelChecks(Checks):
 
 
 def _values(model):
-    """{canonical path: value} of a built model's variables."""
+    """Returns {canonical path: value} of a built model's variables."""
     return {canonical(v.path): np.array(v) for v in model.variables}

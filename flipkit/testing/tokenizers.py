@@ -1,4 +1,4 @@
-"""What a tokenizer must do."""
+"""The checks of a tokenizer."""
 
 import pickle
 import tempfile
@@ -13,7 +13,7 @@ from flipkit.tokenizers import Tokenizer
 
 
 def check_tokenizer(make, *, length=16, expected_failures=None) -> list[Check]:
-    """The checks of a tokenizer that is trained, or that `train` can train."""
+    """Returns the checks of a tokenizer that is trained, or that `train` can train."""
     return _TokenizerChecks(make, length).checks(expected_failures)
 
 
@@ -28,9 +28,9 @@ class _TokenizerChecks(FileChecks):
         tokenizer = self._trained()
         for texts in ([], TEXTS[:1], TEXTS):
             ids = tokenizer(texts, self._length)
-            told = f"int32 ({len(texts)}, {self._length})"
-            expect(ids.shape == (len(texts), self._length), told, ids.shape)
-            expect(ids.dtype == "int32", told, ids.dtype)
+            expected = f"int32 ({len(texts)}, {self._length})"
+            expect(ids.shape == (len(texts), self._length), expected, ids.shape)
+            expect(ids.dtype == "int32", expected, ids.dtype)
             inside = not ids.size or (ids.min() >= 0 and ids.max() < tokenizer.vocab)
             expect(inside, f"ids from 0 to {tokenizer.vocab - 1}, its vocab", short(ids))
 
@@ -38,8 +38,8 @@ class _TokenizerChecks(FileChecks):
         tokenizer = self._trained()
         row = tokenizer(TEXTS[:1], 64)[0]
         filled = np.flatnonzero(row != tokenizer.pad)
-        told = f"words first, then the pad {tokenizer.pad}"
-        expect(len(filled) and filled[-1] == len(filled) - 1 < 63, told, short(row))
+        expected = f"words first, then the pad {tokenizer.pad}"
+        expect(len(filled) and filled[-1] == len(filled) - 1 < 63, expected, short(row))
 
     def keeps_its_end_when_it_cuts(self):
         tokenizer = self._trained()
