@@ -316,4 +316,5 @@ def test_our_plugins_conform(name):
     done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     verdicts = {v["name"]: v["verdict"] for v in json.loads(done.stdout)["verdicts"]}
-    assert {*verdicts.values()} == {"conforms"}, verdicts
+    # Of formats, commands and evaluators there are no checks.
+    assert {*verdicts.values()} == ({"conforms"} if name != "flipkit-numpy" else set()), verdicts

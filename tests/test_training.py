@@ -598,7 +598,8 @@ def flipkit_maskers():
         begin
         + f"""
 import json
-from flipkit import recipe, report
+from flipkit import recipe
+from flipkit.records import drawing
 run = recipe.load("flip_shapes")().with_override("model.masker", "far")
 json.dump(run.record(), open({path!r}, "w"))
 """
@@ -606,7 +607,8 @@ json.dump(run.record(), open({path!r}, "w"))
     printed = fresh(
         begin
         + f"""
-from flipkit import recipe, report
+from flipkit import recipe
+from flipkit.records import drawing
 print(type(recipe.load({path!r})().model.masker).__name__)
 """
     )
