@@ -90,7 +90,7 @@ $(NEWEST)/.installed: $(METADATA)
 	@test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	@$(NEWEST)/bin/python -m pip install $(QUIET) --upgrade --upgrade-strategy eager -e '.[dev]' $(PLUGINS:%=-e %)
 	@$(NEWEST)/bin/python -m pip uninstall $(QUIET) --yes keras
-	@$(NEWEST)/bin/python -m pip install $(QUIET) --upgrade --pre --no-deps keras-nightly
+	@$(NEWEST)/bin/python -m pip install $(QUIET) --force-reinstall --pre --no-deps keras-nightly
 	@touch $@
 
 $(OLDEST)/.installed: $(METADATA) .ci/oldest.py
