@@ -55,7 +55,7 @@ def main(arguments):
     format = _FORMAT.value or ("keras" if pathlib.Path(target).suffix == ".keras" else None)
     if format is None:
         raise ConfigurationError(
-            f"Expected a --format for {target}: {', '.join(weights.written())}. Received: none"
+            f"Expected a format for {target}. Set --format to one of: {', '.join(weights.written())}."
         )
     weights.module(format)  # raises for an unknown format before anything is read
     model = weights.load_pretrained(source, image_size=_IMAGE_SIZE.value)

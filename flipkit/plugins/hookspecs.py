@@ -168,7 +168,7 @@ def flipkit_formats() -> dict[str, Any]:
 
 @hookspec
 def flipkit_commands() -> dict[str, Any]:
-    """Offer commands: `flipkit embed ...`. Called for a command that flipkit does not have itself.
+    """Offer commands: `flipkit embed ...`. Called when a command is named that flipkit lacks.
 
     An entry is a function that takes the words after the command's name, a list, and returns the exit
     code or None. `flipkit --help` prints the first line of its docstring. A `flipkit.FlipkitError`
