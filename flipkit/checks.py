@@ -71,11 +71,6 @@ def share(**arguments: Any):
             raise ConfigurationError(f"Expected a share in [0, 1). Received: {name}={value!r}")
 
 
-def _is_real(value):
-    """Whether it is a finite number, of Python or NumPy."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def checked_seed(seed, bits: int = 64) -> int:
     """`seed` as a Python int, which fits `bits` bits with its sign.
 

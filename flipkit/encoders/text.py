@@ -5,9 +5,7 @@ from keras import ops
 from flipkit import checks
 from flipkit.encoders.transformer import TABLE, Transformer, check_choice
 from flipkit.errors import ConfigurationError
-from flipkit.layers import (
-    gather,
-)
+from flipkit.layers import gather
 from flipkit.registry import register
 
 

@@ -4,10 +4,7 @@ import keras
 
 from flipkit import checks
 from flipkit.errors import ConfigurationError, nearest
-from flipkit.layers import (
-    TransformerBlock,
-    layer_norm,
-)
+from flipkit.layers import TransformerBlock, layer_norm
 from flipkit.random import current_seed, seed_scope
 
 # How to split weights over a mesh axis named "model": (path pattern, axes of the variable).

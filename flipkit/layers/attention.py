@@ -50,7 +50,7 @@ class Attention(keras.layers.Layer):
         causal: whether a token sees only itself and earlier ones.
         impl: "einsum" computes scores explicitly, softmax in float32. "fused" is JAX's
             `jax.nn.dot_product_attention`, by cuDNN's flash attention where there is one that takes the
-            dtype and the heads (`flipkit.attention.has_kernel`), or another backend's
+            dtype and the heads (`flipkit.layers.kernels.has_kernel`), or another backend's
             `keras.ops.dot_product_attention`. "auto" takes "fused" with torch, and on GPUs where cuDNN
             takes it, and "einsum" elsewhere. In JAX, a causal attention with a mask, or with a single
             query, is "einsum".

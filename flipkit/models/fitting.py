@@ -29,7 +29,7 @@ class Fitting(keras.Model):
         Args:
             training: whether `fit` gets the batch.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no expected_inputs(training)")
 
     def needed_inputs(self, use) -> tuple[tuple[str, ...], ...]:
         """Groups of names: a batch has to hold one of each group.
@@ -37,7 +37,7 @@ class Fitting(keras.Model):
         Args:
             use: "fit", "evaluate" or "predict".
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no needed_inputs(use)")
 
     @property
     def _fed(self):

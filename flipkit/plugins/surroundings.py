@@ -8,9 +8,7 @@ import pathlib
 import sys
 from typing import Any
 
-from flipkit.plugins.offers import (
-    normal_name,
-)
+from flipkit.plugins.offers import normal_name
 
 
 def may_name(point, hook: str) -> bool:

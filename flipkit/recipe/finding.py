@@ -6,12 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flipkit import files, plugins
-from flipkit.errors import (
-    ConfigurationError,
-    UnknownName,
-    closest,
-    suggestion,
-)
+from flipkit.errors import ConfigurationError, UnknownName, closest, suggestion
 from flipkit.plugins import modules
 
 FILES_LISTED = 8  # in the message for a missing recipe file, of the files beside it

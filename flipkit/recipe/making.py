@@ -2,12 +2,7 @@
 
 import inspect
 
-from flipkit.errors import (
-    ConfigurationError,
-    FlipkitError,
-    UnknownName,
-    nearest_path,
-)
+from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest_path
 from flipkit.settings import REQUIRED, as_like, parse
 
 

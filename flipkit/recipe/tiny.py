@@ -1,9 +1,7 @@
 """Runs at a small size, for a test or a first trial."""
 
 from flipkit.checks import sides
-from flipkit.errors import (
-    ConfigurationError,
-)
+from flipkit.errors import ConfigurationError
 
 TINY = {"image_size": 32, "patch_size": 8, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
 TINY |= {"vocab": 300, "length": 12}

@@ -10,14 +10,7 @@ from flipkit.checks import sides
 from flipkit.errors import ConfigurationError
 from flipkit.layers import gather, patchify
 from flipkit.paths import canonical, matches
-from flipkit.testing.check import (
-    Check,
-    expect,
-    expect_close,
-    expect_equal,
-    sample_of,
-    short,
-)
+from flipkit.testing.check import Check, expect, expect_close, expect_equal, sample_of, short
 from flipkit.testing.holding import PartChecks, quickly_compiled, tiny
 
 

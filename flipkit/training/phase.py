@@ -5,11 +5,7 @@ import math
 
 from flipkit import schedules
 from flipkit.checks import Size, as_size
-from flipkit.errors import (
-    ConfigurationError,
-    UnknownName,
-    nearest,
-)
+from flipkit.errors import ConfigurationError, UnknownName, nearest
 from flipkit.maskers import kept_count
 from flipkit.paths import checked_patterns
 from flipkit.registry import Configurable, register

@@ -4,11 +4,7 @@ import pathlib
 
 from flipkit.errors import ConfigurationError, nearest
 from flipkit.models.flip import FLIP
-from flipkit.weights.foreign import (
-    Config,
-    read_json,
-    write_json,
-)
+from flipkit.weights.foreign import Config, read_json, write_json
 from flipkit.weights.huggingface_config import PREPROCESSOR, clip, siglip
 from flipkit.weights.huggingface_written import (
     clip_config,

@@ -8,16 +8,8 @@ from flipkit.models.flip import FLIP
 from flipkit.preprocessing import STATISTICS, Preprocessing
 from flipkit.tokenizers import Tokenizer
 from flipkit.weights import tokenizer_files
-from flipkit.weights.foreign import (
-    MOST_LAYERS,
-    Config,
-    preprocessing,
-    read_json,
-)
-from flipkit.weights.torch_layout import (
-    logit_scale_limit,
-    position_options,
-)
+from flipkit.weights.foreign import MOST_LAYERS, Config, preprocessing, read_json
+from flipkit.weights.torch_layout import logit_scale_limit, position_options
 
 PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
 ACTIVATIONS = {

@@ -1,12 +1,8 @@
 """Hugging Face's configs of CLIP and SigLIP, written of a FLIP."""
 
-from flipkit.weights.foreign import (
-    INTERPOLATIONS,
-)
+from flipkit.weights.foreign import INTERPOLATIONS
 from flipkit.weights.huggingface_config import _LEGACY_EOS, ACTIVATIONS, RESAMPLE
-from flipkit.weights.torch_layout import (
-    tower_problems,
-)
+from flipkit.weights.torch_layout import tower_problems
 
 
 def problems(model, siglip):

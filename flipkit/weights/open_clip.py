@@ -5,11 +5,7 @@ import pathlib
 from flipkit.errors import ConfigurationError
 from flipkit.models.flip import FLIP
 from flipkit.weights import timm_class, timm_siglip
-from flipkit.weights.foreign import (
-    Config,
-    read_json,
-    write_json,
-)
+from flipkit.weights.foreign import Config, read_json, write_json
 from flipkit.weights.open_clip_config import TEXT_PARTS, model_of
 from flipkit.weights.open_clip_written import model_config, preprocess_config, problems
 from flipkit.weights.tensors import (

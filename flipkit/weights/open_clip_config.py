@@ -11,14 +11,8 @@ from flipkit.errors import ConfigurationError, nearest
 from flipkit.models.flip import FLIP
 from flipkit.preprocessing import STATISTICS
 from flipkit.weights import timm_class, timm_siglip, tokenizer_files
-from flipkit.weights.foreign import (
-    MOST_LAYERS,
-    preprocessing,
-)
-from flipkit.weights.torch_layout import (
-    logit_scale_limit,
-    position_options,
-)
+from flipkit.weights.foreign import MOST_LAYERS, preprocessing
+from flipkit.weights.torch_layout import logit_scale_limit, position_options
 
 TEXT_POOLS = {"argmax": "eos", "eos": "eos", "first": "first", "last": "last"}
 IMAGE_POOLS = {"tok": "class", "avg": "mean_patches"}

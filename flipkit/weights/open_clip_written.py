@@ -2,13 +2,9 @@
 
 from flipkit.maskers import RandomMasker
 from flipkit.weights import timm_siglip
-from flipkit.weights.foreign import (
-    INTERPOLATIONS,
-)
+from flipkit.weights.foreign import INTERPOLATIONS
 from flipkit.weights.open_clip_config import IMAGE_POOLS
-from flipkit.weights.torch_layout import (
-    tower_problems,
-)
+from flipkit.weights.torch_layout import tower_problems
 
 
 def problems(model):
