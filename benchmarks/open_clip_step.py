@@ -13,7 +13,7 @@ from open_clip.loss import ClipLoss  # pyright: ignore[reportMissingImports]
 
 
 def main():
-    """Builds what the first argument says, then steps at each line of the standard input."""
+    """Builds what the first argument describes, then steps at each line of the standard input."""
     size = json.loads(sys.argv[1])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     image, text = size["image"], size["text"]

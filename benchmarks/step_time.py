@@ -4,7 +4,7 @@
     python benchmarks/step_time.py --size B --dtype mixed_bfloat16 --batch 256    # on an accelerator
 
 Programs are timed in turn, round by round, and ratios taken within a round, so that a machine whose
-speed drifts tells the same ratios. FLOPs are those that XLA counts in the compiled program.
+speed drifts gives the same ratios. FLOPs are those that XLA counts in the compiled program.
 """
 
 import argparse

@@ -71,22 +71,14 @@ def share(**arguments: Any):
             raise ConfigurationError(f"Expected a share in [0, 1). Received: {name}={value!r}")
 
 
-def checked_seed(seed, bits: int = 64) -> int:
-    """`seed` as a Python int, which fits `bits` bits with its sign.
-
-    A caller that draws from fewer bits than a seed has would give two seeds one stream. It passes
-    `bits`, the number of bits that it uses.
-
-    Raises:
-        ConfigurationError: the seed is no whole number, or needs more bits.
-    """
+def as_seed(seed) -> int:
+    """Returns `seed` as a Python int; raises outside of [0, 2^64), where two seeds would share streams."""
     try:
         number = operator.index(seed)
     except TypeError:
-        number = None
-    if number is None or not -(1 << (bits - 1)) <= number < 1 << (bits - 1):
+        number = -1
+    if isinstance(seed, bool) or not 0 <= number < 1 << 64:
         raise ConfigurationError(
-            f"Expected a seed: a whole number from -2^{bits - 1} to 2^{bits - 1} - 1. "
-            f"Received: seed={seed!r}"
+            f"Expected seed as a whole number from 0 to 2**64 - 1. Received: seed={seed!r}"
         )
     return number

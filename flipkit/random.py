@@ -7,7 +7,6 @@ part of a batch.
 import contextlib
 import contextvars
 import hashlib
-import operator
 import zlib
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from flipkit import keras_inside
+from flipkit.checks import as_seed
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
 
@@ -48,19 +48,6 @@ def name_key(name: str) -> int:
     return zlib.crc32(name.encode()) - (1 << 31)
 
 
-def checked_seed(seed) -> int:
-    """A seed as an int; raises outside of [0, 2^64), where two seeds would share streams."""
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = -1
-    if isinstance(seed, bool) or not 0 <= number < 1 << 64:
-        raise ConfigurationError(
-            f"Expected seed as a whole number from 0 to 2**64 - 1. Received: seed={seed!r}"
-        )
-    return number
-
-
 class Seed(keras.random.SeedGenerator):
     """The randomness of one step.
 
@@ -77,7 +64,7 @@ class Seed(keras.random.SeedGenerator):
 
     def __init__(self, seed=0, step=0, rows=None):
         # No super().__init__(): it would create a state variable.
-        upper, lower = divmod(checked_seed(seed), 1 << 32)
+        upper, lower = divmod(as_seed(seed), 1 << 32)
         number, self.upper = _signed(lower), _signed(upper)
         # mix(0) is 0, and from 0 row 1 of step 0 would draw what row 0 of step 1 does.
         start = mix(ops.convert_to_tensor(number ^ name_key("seed"), "int32"))
@@ -137,7 +124,7 @@ def initial_values(layer, seed: int):
     So a variable begins the same, independent of the rest of the model and of devices. Variables with a
     value keep it, and so do initialisers without randomness.
     """
-    seed = checked_seed(seed)
+    seed = as_seed(seed)
     with keras.StatelessScope():
         yield
         for variable in layer.variables:

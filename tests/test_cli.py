@@ -30,7 +30,7 @@ import flipkit
 
 
 class Blind(flipkit.TextTransformer):
-    """An image encoder that tells no grid."""
+    """An image encoder without a grid."""
 
     image_size = 32
 

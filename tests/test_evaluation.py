@@ -1,4 +1,4 @@
-"""Evaluators against what plain NumPy says, on a model whose embeddings are written down."""
+"""Evaluators against plain NumPy, on a model whose embeddings are written down."""
 
 import json
 import types

@@ -35,7 +35,7 @@ def generated(batch):
 
 
 DIVIDED = r"image from 0 to 255.*from 0.*to 1\. They look divided by 255 already"
-REFUSED = {  # name: (what is done to a batch, what the sentence says)
+REFUSED = {  # name: (what is done to a batch, what the message contains)
     "divided": ({"image": lambda x: (x / 255).astype("float32")}, DIVIDED),
     "divided, on a device": ({"image": lambda x: jnp.asarray(x / 255, "bfloat16")}, DIVIDED),
     "normalised": ({"image": lambda x: x / 127.5 - 1}, "from -1 to 1. They look normalised"),
@@ -266,7 +266,7 @@ def test_steps_that_overflow_have_no_norm_and_are_told():
     plain = of_gradients(keras.optimizers.SGD())
     assert plain.keys() == {"gradient_norm"}
     plain["gradient_norm"].update_state(np.float32("nan"))
-    assert np.isnan(float(plain["gradient_norm"].result()))  # a run that diverged says so
+    assert np.isnan(float(plain["gradient_norm"].result()))  # a run that diverged reports it
 
 
 def test_what_is_not_finite_is_never_right():

@@ -101,7 +101,7 @@ INPUTS = {  # name: data -> the arguments of fit
 }
 
 
-# Callbacks: a context that gives the callback and then says what it must have done.
+# Callbacks: a context that gives the callback and then checks what it must have done.
 
 
 def early_stopping(model, folder):

@@ -173,7 +173,7 @@ class Killed(Exception):
 
 
 def start(run, folder, until=None):
-    """Runs it, or as much as there is before it says `until` lines about steps."""
+    """Runs it, or as much as there is before it prints `until` lines about steps."""
     seen = []
 
     def say(line):

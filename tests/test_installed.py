@@ -89,7 +89,7 @@ class Falling(Sound):
 
 @register
 class Folder(flipkit.Dataset):
-    """Needs a path, which only a sample tells."""
+    """Needs a path, which only a sample has."""
 
     def __init__(self, path=None):
         self.path = path

@@ -63,7 +63,7 @@ def assert_same(found, expected, atol=0.0):
 
 @keras.saving.register_keras_serializable(package="test_model")
 class ConvTower(keras.layers.Layer):
-    """Another person's encoder, which knows no patches."""
+    """Another person's encoder, without patches."""
 
     def __init__(self, image_size=16, dim=12, **kwargs):
         super().__init__(**kwargs)
@@ -721,7 +721,7 @@ def test_a_saved_model_gives_the_same_and_trains_on_the_same_elsewhere(trained, 
 
 
 class Greedy(flipkit.Masker):
-    """Keeps one patch more than it is told."""
+    """Keeps one patch more than it should."""
 
     def call(self, x, keep, *, grid, seed):
         return flipkit.maskers.keep_lowest(seed.uniform((x.shape[0], x.shape[1])), keep + 1)

@@ -197,7 +197,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 def lars_reference(rate=1e-1, momentum=0.9, decay=0.0, trust=0.001, steps=5):
-    """LARS in float64, as its docstring says it."""
+    """LARS in float64, as its docstring defines it."""
     w = [np.asarray(v, "float64") for v in variables()]
     m = [np.zeros_like(x) for x in w]
     for step in range(steps):

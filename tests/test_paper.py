@@ -68,9 +68,9 @@ def test_towers_are_those_of_table_9(runs, towers, name, dim, image, text, milli
     assert model.image.image_size == 224
     assert model.image.patch_size == (14 if name == "flip_vith" else 16)
     assert (model.text.vocab, model.text.length, model.text.causal) == (30_522, 32, False)
-    told = plan.told("image")
-    positions = told["with_fixed_positions"] - told["parameters"]
-    counts = told["with_fixed_positions"], plan.told("text")["parameters"]
+    summary = plan.summary("image")
+    positions = summary["with_fixed_positions"] - summary["parameters"]
+    counts = summary["with_fixed_positions"], plan.summary("text")["parameters"]
     assert tuple(round(count / 1e6) for count in counts) == millions[:2]
     assert round((plan.parameters + positions) / 1e6) == millions[2]
 
@@ -78,7 +78,7 @@ def test_towers_are_those_of_table_9(runs, towers, name, dim, image, text, milli
 @pytest.mark.parametrize("name", ["flip_vitb", "flip_vitl", "flip_vitl14", "flip_vith"])
 def test_the_document_has_the_counts(towers, name):
     text = (pathlib.Path(__file__).parents[1] / "docs" / "paper.md").read_text(encoding="utf-8")
-    image, words = towers[name].told("image"), towers[name].told("text")
+    image, words = towers[name].summary("image"), towers[name].summary("text")
     counts = image["parameters"], image["with_fixed_positions"], words["parameters"]
     for count in (*counts, towers[name].parameters):
         assert f"| {count:,} |" in text

@@ -124,7 +124,7 @@ def test_a_frozen_tower_costs_its_forward_pass(tiny):
     towers = Towers(tiny(frozen=["image"], mask_ratio=0.0))
     projection = 2 * 16 * 8
     assert towers.training()["image"] == towers.forward("image") + 2 * projection
-    assert towers.told("image") == Towers(tiny()).told("image")
+    assert towers.summary("image") == Towers(tiny()).summary("image")
 
 
 def test_masked_words_are_not_counted(tiny):
@@ -180,13 +180,13 @@ def test_doubling_the_depth_doubles_the_blocks(vitl):
     dim, pixels, norm = 1024, 3 * 16**2, 2 * 1024
     outside = dim + (pixels + 1) * dim + norm  # class token, patch embedding, final norm
     once = vitl[0]["towers"]["image"]["parameters"] - outside
-    assert towers.told("image")["parameters"] - outside == 2 * once
+    assert towers.summary("image")["parameters"] - outside == 2 * once
     assert once == 24 * (12 * dim**2 + 13 * dim)
     after, embedding = towers.masking(0.0), 2 * pixels * dim * 196
     costs = [row["flops_by_tower"]["image"] - embedding for row in (before, after)]
     assert costs[1] == 2 * costs[0]
     assert after["flops_by_tower"]["text"] == before["flops_by_tower"]["text"]
-    assert towers.told("text") == vitl[0]["towers"]["text"]
+    assert towers.summary("text") == vitl[0]["towers"]["text"]
 
 
 def test_the_plan_of_a_run_follows_its_phases(vitl):
@@ -276,7 +276,9 @@ print(int(re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").re
 """
 
 
-@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="Linux tells the peak")
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/self/status").exists(), reason="only Linux reports the peak"
+)
 def test_planning_the_largest_model_takes_a_fraction_of_its_memory(fresh):
     peak = int(fresh(HUGE, JAX_PLATFORMS="cpu").split()[-1])  # MiB
     assert peak < 966_723_840 * 4 / 2**20 / 3  # of its float32 weights

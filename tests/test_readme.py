@@ -2,7 +2,7 @@
 
 A python block that begins with the comment `# name.py` is also written as that file. A toml block with
 entry points is installed, as `pip install -e .` would. A bash block runs where TensorFlow can't be
-imported, and nothing may try to; commands that would take hours are shortened as SHORTENED says.
+imported, and nothing may try to; commands that would take hours are shortened by SHORTENED.
 
 The pages about a plugin of one's own have many commands, so that only slow tests run those; the code of
 such a page, and the checks of its plugin that are not slow, run in every test.

@@ -228,7 +228,7 @@ def test_a_machine_that_changes_its_speed_in_mid_run_decides_nothing(
     whole, masked = made.results()
     assert clock.now > 200  # the machine was slow for most of it
     assert study.uneven({run.variant: run.seconds for run in (whole, masked)}) == {}
-    assert whole.seconds > 90  # what is told is what was spent
+    assert whole.seconds > 90  # what is reported is what was spent
     assert whole.initial_weights == masked.initial_weights  # though they are made at once
     assert not any("training again" in line for line in said)
     found = answers.read(made.runs(masked.variant) / "seed=0")

@@ -450,7 +450,7 @@ def test_evaluators_run_at_their_steps_and_leave_the_training_alone(describe, fi
 
 @flipkit.registry.register
 class Fails(flipkit.registry.Configurable):
-    """An evaluator that works as often as it is told, and then fails."""
+    """An evaluator that works a given number of times, and then fails."""
 
     works = 0
 

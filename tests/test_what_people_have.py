@@ -30,7 +30,7 @@ def test_a_file_loads_and_embeds_as_before():
 
 
 def test_a_file_loads_by_kerass_own_function(fresh):
-    """Which knows the classes of flipkit once one of its models was named."""
+    """Here the classes of flipkit are registered once one of its models was named."""
     found = fresh(f"""
 import flipkit
 flipkit.FLIP

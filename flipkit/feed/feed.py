@@ -2,7 +2,7 @@
 
 import math
 
-from flipkit.checks import checked_seed
+from flipkit.checks import as_seed
 from flipkit.errors import ConfigurationError, DataError, nearest
 from flipkit.feed.batches import Batches
 from flipkit.feed.readers import READERS
@@ -120,7 +120,7 @@ class Feed(Configurable):
             reader=reader,
             image_size=image_size or getattr(model, "image_size", None) or model.image.image_size,
             interpolation=model.preprocessing.interpolation,
-            seed=checked_seed(seed) % (1 << 64),  # NumPy takes no negative ones
+            seed=as_seed(seed),
         )
         return Batches(slots, batch_size, first)
 

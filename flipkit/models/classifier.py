@@ -6,12 +6,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from flipkit import encoders
+from flipkit import checks, encoders
 from flipkit.errors import ConfigurationError, nearest
 from flipkit.models.metrics import class_accuracy
 from flipkit.models.trainable import Trainable
 from flipkit.preprocessing import get as get_preprocessing
-from flipkit.random import checked_seed, seed_scope
+from flipkit.random import seed_scope
 from flipkit.registry import register
 
 TOWERS = ("tuned", "frozen")
@@ -92,7 +92,7 @@ class Classifier(Trainable):
         self.classes, self.tower, self.head_norm = classes, tower, head_norm
         self.head_stddev, self.label_smoothing = head_stddev, label_smoothing
         self.mixup, self.cutmix = mixup, cutmix
-        self.seed = None if seed is None else checked_seed(seed)
+        self.seed = None if seed is None else checks.as_seed(seed)
         self.preprocessing = get_preprocessing(preprocessing)
         self.frozen = frozen
         if head_norm == "batch":

@@ -16,7 +16,7 @@ from flipkit.models.masked import Masked
 from flipkit.models.metrics import pair_accuracies
 from flipkit.models.reconstruction import get as reconstruction_of
 from flipkit.preprocessing import get as get_preprocessing
-from flipkit.random import checked_seed, seed_scope
+from flipkit.random import seed_scope
 from flipkit.registry import register
 
 HEADS = ("linear", "affine", None)
@@ -116,7 +116,7 @@ class FLIP(Masked):
         if init_logit_bias is not None:
             checks.number(init_logit_bias=init_logit_bias)
         self.dim, self.temperature = dim, temperature
-        self.seed = None if seed is None else checked_seed(seed)
+        self.seed = None if seed is None else checks.as_seed(seed)
         self.mask_ratio, self.text_mask_ratio = mask_ratio, text_mask_ratio
         self.image_size = image_size
         self.preprocessing = get_preprocessing(preprocessing)
@@ -241,7 +241,7 @@ class FLIP(Masked):
         if not self.built:
             self.build()
         optimizer = optimizers.get(optimizer)
-        inner = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
+        inner = optimizers.unscaled(optimizer)
         if getattr(inner, "gradient_accumulation_steps", None):
             raise ConfigurationError(
                 "gradient_accumulation_steps does not enlarge a contrastive batch: each part would "

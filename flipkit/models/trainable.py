@@ -167,7 +167,7 @@ class Trainable(Fitting, Saving):
             self.build()
         optimizer = optimizers.get(optimizer)
         left = (v for v in self.variables if not v.trainable)
-        inner = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
+        inner = optimizers.unscaled(optimizer)
         inner.frozen = tuple(paths.canonical(variable.path) for variable in left)
         super().compile(optimizer=optimizer, loss=None, **kwargs)
         self.means = Means(self.logged, self.optimizer)

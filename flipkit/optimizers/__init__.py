@@ -28,3 +28,8 @@ def get(identifier) -> keras.optimizers.Optimizer:
                     "are known too."
                 ) from None
     return registry.get("optimizers", identifier, keras.optimizers.Optimizer)
+
+
+def unscaled(optimizer) -> keras.optimizers.Optimizer:
+    """Returns the optimizer inside a `LossScaleOptimizer`; any other one as it is."""
+    return getattr(optimizer, "inner_optimizer", optimizer)

@@ -38,7 +38,7 @@ def plan(run) -> dict:
     own = {phase["mask_ratio"] for phase in phases}
     return {
         "parameters": towers.parameters,
-        "towers": {name: towers.told(name) for name in towers.encoders},
+        "towers": {name: towers.summary(name) for name in towers.encoders},
         "masking": [towers.masking(r) for r in sorted({*RATIOS, *own} if towers.masks else {0.0})],
         "data": {"samples": samples, "unknown": unknown},
         "phases": phases,

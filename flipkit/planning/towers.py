@@ -50,7 +50,7 @@ class Towers:
         """Whether training can drop patches."""
         return hasattr(self.model, "mask_ratio") and bool(getattr(self.model.image, "grid", None))
 
-    def told(self, tower) -> dict:
+    def summary(self, tower) -> dict:
         """Returns the parameters and tokens of a tower."""
         encoder, head = self.encoders[tower], getattr(self.model, f"{tower}_projection", None)
         found = {

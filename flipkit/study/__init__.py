@@ -5,7 +5,7 @@ from flipkit.study.pace import uneven as uneven
 from flipkit.study.results import Result as Result
 from flipkit.study.results import Variant as Variant
 from flipkit.study.results import check_metric as check_metric
-from flipkit.study.results import told as told
+from flipkit.study.results import summary as summary
 from flipkit.study.results import variants as variants
 from flipkit.study.study import BUDGETS as BUDGETS
 from flipkit.study.study import PROBE_PAIRS as PROBE_PAIRS

@@ -99,7 +99,7 @@ def variants(values: dict[str, list[str]], also: Iterable[dict[str, str]] = ()) 
     return list(dict.fromkeys(found))
 
 
-def told(result: Result) -> str:
+def summary(result: Result) -> str:
     """Returns a line with the metrics and seconds of a finished run."""
     final = messages.evaluations(result.evaluations[-1]) if result.evaluations else {}
     found = [f"{n} {messages.shown(n, v)}" for n, v in list(final.items())[:3] if v is not None]

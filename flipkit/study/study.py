@@ -15,7 +15,7 @@ from flipkit.errors import ConfigurationError, FlipkitError, nearest
 from flipkit.records import journal, messages, progress
 from flipkit.study import answers, turns
 from flipkit.study.pace import LOOK, TOLERANCE, OffPace, Pace, uneven
-from flipkit.study.results import Result, Variant, _evaluation, _versions, told
+from flipkit.study.results import Result, Variant, _evaluation, _versions, summary
 
 BUDGETS = ("seconds", "samples", "flops")
 PROBE_PAIRS = 1_000_000  # any length: neither throughput nor FLOPs per pair depend on it
@@ -174,7 +174,7 @@ class Study:
             if isinstance(result, BaseException) and not isinstance(result, FlipkitError):
                 raise result
             if isinstance(result, Result):
-                say(f"{variant.label}, seed {seed}: {told(result)}")
+                say(f"{variant.label}, seed {seed}: {summary(result)}")
         return found
 
     def _result(self, variant, seed, run, plan, folder) -> Result:

@@ -9,6 +9,7 @@ import keras
 
 from flipkit import configs, datasets, losses, models, optimizers, plugins
 from flipkit import position as positions
+from flipkit.checks import as_seed
 from flipkit.errors import ConfigurationError
 from flipkit.feed import Feed
 from flipkit.models.masked import checked_size
@@ -73,7 +74,7 @@ class Run(Configurable):
         self.init = str(init) if isinstance(init, os.PathLike) else init
         if not isinstance(self.init, (str, type(None))):
             raise ConfigurationError(f"Expected a path or None. Received: {init=}")
-        self.seed, self.distribution = seed, distribution
+        self.seed, self.distribution = as_seed(seed), distribution
         layouts.get(distribution)  # raises for an unknown name
         self.log_every = whole_number("log_every", log_every)
         self.checkpoint_every = whole_number("checkpoint_every", checkpoint_every, least=0)

@@ -21,7 +21,7 @@ from transformers.models.siglip.image_processing_siglip import SiglipImageProces
 
 
 def embeddings(library, folder, files):
-    """What a model, with the preprocessing that its folder tells, makes of files."""
+    """What a model, with the preprocessing that its folder declares, makes of files."""
     if library == "open_clip":
         model, prepare = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
         images = torch.stack([prepare(Image.open(file)) for file in files])
@@ -36,7 +36,7 @@ def embeddings(library, folder, files):
 def fetched(file):
     """A file as transformers' Pillow processors read it.
 
-    torchvision's reader knows no TIFF, and takes 16 bits for 8.
+    torchvision's reader reads no TIFF, and takes 16 bits for 8.
     """
     return CLIPImageProcessorPil().fetch_images(file)
 

@@ -16,7 +16,7 @@ import flipkit
 from flipkit.testing.check import expect_close
 
 keras_nlp = pytest.importorskip(
-    "keras_nlp", reason="needs a keras-nlp that knows this Keras", exc_type=ImportError
+    "keras_nlp", reason="needs a keras-nlp that works with this Keras", exc_type=ImportError
 )
 
 import flipkit_keras_nlp  # noqa: E402

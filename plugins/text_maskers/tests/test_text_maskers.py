@@ -304,7 +304,7 @@ def test_what_is_masked_is_counted_for_later_steps():
     x = tokenizer.rows("<s> red cat red </s>", 8, 10)
     first = kept(masker, x, 3, step=0)
     np.testing.assert_array_equal(masker.counts, [0, 0, 0, 10, 20])
-    # The first step knows nothing: every word is as likely.
+    # Nothing is known at the first step: every word is as likely.
     many = tokenizer.rows("<s> red cat red </s>", 8, 4000)
     fresh = prepared(FrequencyMasker(), tokenizer)
     np.testing.assert_allclose(kept(fresh, many, 3)[:, 1:4].mean(axis=0), 1 / 3, atol=0.03)
