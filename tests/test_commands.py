@@ -39,6 +39,32 @@ def test_a_plugins_command_gets_the_words_and_returns_the_exit_code(plugin):
     assert "greet     Greets (flipkit-words)" in shell.overview()
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_of_a_plugins_command_is_its_docstring(plugin, capsys, flag):
+    def greet(words):
+        """Greets.
+
+        flipkit greet NAME
+        """
+        raise AssertionError
+
+    def bare(words):
+        raise AssertionError
+
+    plugin(greet=greet, bare=bare)
+    assert shell.call("greet", [flag]) == 0
+    assert capsys.readouterr().out == "Greets.\n\nflipkit greet NAME\n"
+    assert shell.call("bare", [flag]) == 0
+    assert capsys.readouterr().out == "flipkit bare has no description.\n"
+
+
+def test_the_version_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["flipkit", "--version"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        shell.start()
+    assert capsys.readouterr().out == f"flipkit {flipkit.__version__}\n"
+
+
 def test_what_a_plugins_command_refuses_is_one_line(plugin, capsys):
     def refuse(words):
         raise flipkit.DataError("no data")

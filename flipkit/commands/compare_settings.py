@@ -45,7 +45,7 @@ TEXTS = ("seeds", "metric", "title", "baseline")
 
 
 def main(arguments):
-    """Runs the command; returns the exit code."""
+    """Trains and ranks several settings of a recipe."""
     words = FLAGS.words(arguments, str(__doc__))
     console = printing.console()
     if not words:

@@ -44,7 +44,7 @@ _TOKENIZER = flags.DEFINE_string(
 
 
 def main(arguments):
-    """Runs the command; returns the exit code."""
+    """Converts weights from one format to another."""
     words = FLAGS.words(arguments, str(__doc__), settings=False)
     if len(words) != 2:
         raise ConfigurationError(f"Expected a model and a target. Usage: {__doc__}")

@@ -2,12 +2,14 @@
 
 MODEL is a run's folder, a .keras file, a folder of open_clip, Hugging Face, KerasHub or save_to_preset,
 big_vision's .npz, or a checkpoint of the official FLIP. EVALUATOR is zero_shot, retrieval,
-caption_choice or, for classifiers, accuracy:
+caption_choice, neighbours or, for classifiers, accuracy; `flipkit plugins --hook evaluators` lists also
+those of plugins, `--hook formats` the formats of MODEL:
 
     flipkit evaluate M zero_shot data='test-*.tar' classnames=classnames.json
     flipkit evaluate M zero_shot ... mask_ratio=0.5 ensemble=true
     flipkit evaluate M retrieval data='test-*.tar'
     flipkit evaluate M accuracy data='test-*.tar'
+    flipkit evaluate M neighbours data='test-*.tar'
     flipkit evaluate M caption_choice data=captioned_shapes data.split=word_order
 
 model.tokenizer=FILE names a tokenizer that is not beside MODEL. The results are stored in
@@ -23,7 +25,7 @@ from rich.table import Table
 from flipkit.commands import printing, shell
 from flipkit.errors import ConfigurationError
 from flipkit.process import cache_programs
-from flipkit.records import findings
+from flipkit.records import findings, messages
 from flipkit.settings import split_settings
 
 TOKENIZER = "model.tokenizer"
@@ -37,7 +39,7 @@ _RESULTS = flags.DEFINE_string(
 
 
 def main(arguments):
-    """Runs the command; returns the exit code."""
+    """Evaluates a model."""
     words = FLAGS.words(arguments, str(__doc__))
     if len(words) < 2:
         raise ConfigurationError(f"Expected a model and an evaluator. Usage: {__doc__}")
@@ -81,4 +83,4 @@ def table(found, title) -> Table:
 def _shown(metric, value):
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4f}" if metric == "mrr" else f"{value:.2%}"
+    return messages.shown(metric, value)

@@ -21,7 +21,7 @@ _JSON = flags.DEFINE_string("json", None, "File to write the numbers to.", flag_
 
 
 def main(arguments):
-    """Runs the command; returns the exit code."""
+    """Prints what a run will cost, without starting it."""
     words = FLAGS.words(arguments, str(__doc__))
     console = printing.console()
     if not words:

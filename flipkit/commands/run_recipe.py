@@ -34,7 +34,7 @@ _LIST = flags.DEFINE_bool(
 
 
 def main(arguments):
-    """Runs the command; returns the exit code."""
+    """Trains the model of a recipe."""
     words = FLAGS.words(arguments, str(__doc__))
     console = printing.console()
     if _RECIPES.value:

@@ -2,13 +2,14 @@
 
 import ast
 import difflib
+import inspect
 import pathlib
 import sys
 from collections.abc import Callable
 
 from absl import flags, logging
 
-from flipkit import plugins, process
+from flipkit import __version__, plugins, process
 from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest
 from flipkit.plugins import builtins
 
@@ -32,6 +33,9 @@ def start(name: str | None = None):
         if not words or words[0] in HELP:
             print(overview())
             sys.exit(0 if words else 2)
+        if words[0] == "--version":
+            print(f"flipkit {__version__}")
+            sys.exit(0)
         name, *words = words
     if name in BEFORE and not {*HELP} & {*words}:
         BEFORE[name]()
@@ -78,12 +82,15 @@ def find(name: str):
 
 
 class _Foreign:
-    """A plugin's command. An exception that it raises gets a note that names the plugin."""
+    """A plugin's command. --help prints its docstring; an exception gets a note that names the plugin."""
 
     def __init__(self, name):
         self.name, self.function = name, plugins.component("commands", name)
 
     def __call__(self, words):
+        if words and words[0] in HELP:
+            print(inspect.getdoc(self.function) or f"flipkit {self.name} has no description.")
+            return 0
         try:
             return self.function(words)
         except FlipkitError:

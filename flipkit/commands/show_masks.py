@@ -35,7 +35,7 @@ FLAGS = shell.Flags()
 
 
 def main(arguments):
-    """Runs the command; returns the exit code."""
+    """Draws what each masker keeps of a picture."""
     words = FLAGS.words(arguments, str(__doc__))
     if not words or words[0] != "masks":
         raise ConfigurationError(f"Expected what to show: masks. Usage: {__doc__}")

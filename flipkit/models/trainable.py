@@ -53,6 +53,10 @@ class Trainable(Fitting, Saving):
     _frozen: tuple[str, ...] = ()
     _held: tuple[str, ...] = ()  # paths of the variables that `frozen` has taken out of training
 
+    def __init__(self, *, name=None, **kwargs):
+        # Keras would number the name, and a run's record would differ when a notebook starts it again.
+        super().__init__(name=name or type(self).__name__.lower(), **kwargs)
+
     # Building -----------------------------------------------------------------------------------
 
     def build(self, input_shape=None):

@@ -148,7 +148,8 @@ def flipkit_evaluators() -> dict[str, Any]:
 
     An entry makes an object that maps a model to `{metric: number}` when called. Its constructor takes
     `data` and its other settings, and keeps them as `flipkit.registry.Configurable` does. A method
-    `check(model)`, if there is one, raises before training what calling the object would raise.
+    `check(model)`, if there is one, raises before training what calling the object would raise. Metrics
+    called `top1`, `recall@1`, `..._accuracy` or `..._share` are shown in percent.
 
         return {"spread": Spread}
     """
@@ -171,9 +172,9 @@ def flipkit_commands() -> dict[str, Any]:
     """Offer commands: `flipkit embed ...`. Called when a command is named that flipkit lacks.
 
     An entry is a function that takes the words after the command's name, a list, and returns the exit
-    code or None. `flipkit --help` prints the first line of its docstring. A `flipkit.FlipkitError`
-    is printed without a traceback, and the exit code is 2. `flipkit --help` imports
-    only the plugins whose file names this hook.
+    code or None. `flipkit --help` prints the first line of its docstring, `flipkit NAME --help` all of
+    it. A `flipkit.FlipkitError` is printed without a traceback, and the exit code is 2.
+    `flipkit --help` imports only the plugins whose file names this hook.
 
         return {"embed": "my_package.command:embed"}
     """

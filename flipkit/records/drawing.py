@@ -123,7 +123,7 @@ def draw_masks(rows, patch_size, path, *, title, first=0) -> pathlib.Path | None
 
 def _curve(axis, rows, name, colour, title, label=None):
     """Draws a metric over the seconds; returns (its last value, label, colour), None without a number."""
-    share = name in ACCURACIES or ("/" in name and is_share(name))
+    share = is_share(name)
     known = [(row["seconds"], row[name]) for row in rows if name in row]
     points = [(x, 100 * y if share else y) for x, y in known if y is not None and math.isfinite(y)]
     lost = (

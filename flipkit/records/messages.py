@@ -1,5 +1,8 @@
 """Runs in lines of text: progress, the summary at the end, metrics."""
 
+import re
+
+SHARE = re.compile(r"^top\d+$|^recall@\d+$|accuracy$|share$")
 # Metric of training: its name in a line of progress, and over its curve.
 ACCURACIES = {
     "image_to_text_accuracy": ("in-batch", "in-batch accuracy, image to text"),
@@ -53,8 +56,8 @@ def compiled(programs) -> str:
 
 
 def is_share(metric) -> bool:
-    """Whether a metric is a share, shown in percent."""
-    return metric.rpartition("/")[2] not in ("mrr", "loss")
+    """Whether a metric is a share, shown in percent: `top1`, `recall@5`, `..._accuracy`, `..._share`."""
+    return SHARE.search(metric.rpartition("/")[2]) is not None
 
 
 def shown(metric, value) -> str:

@@ -6,7 +6,14 @@ SETTINGS = {"data": None, "out": "vectors.npy"}
 
 
 def embed(words):
-    """Writes a model's vectors of a data set's pictures as a NumPy file."""
+    """Writes a model's vectors of a data set's pictures as a NumPy file.
+
+    flipkit embed MODEL data='test-*.tar' out=vectors.npy
+    flipkit embed MODEL data=captioned_shapes data.size=100
+
+    MODEL is a model of any kind that `flipkit evaluate` reads. `out` is the file (vectors.npy), with a row
+    for each picture.
+    """
     if not words:
         raise flipkit.ConfigurationError(
             "Expected a model: flipkit embed MODEL data='test-*.tar' out=vectors.npy"
