@@ -58,6 +58,18 @@ def test_help_of_a_plugins_command_is_its_docstring(plugin, capsys, flag):
     assert capsys.readouterr().out == "flipkit bare has no description.\n"
 
 
+def test_the_help_of_flipkit_lists_what_a_plugin_cannot_shadow(plugin):
+    def run(words):
+        """Runs elsewhere."""
+
+    plugin(run=run, lost="flipkit_words.nowhere:lost")
+    lines = [" ".join(line.split()) for line in shell.overview().splitlines()]
+    assert "run trains the model of a recipe" in lines
+    assert "flipkit-words:run Runs elsewhere (flipkit-words)" in lines
+    assert "lost broken (flipkit-words)" in lines
+    assert shell.find("run").__module__ == "flipkit.commands.run_recipe"
+
+
 def test_the_version_is_printed(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["flipkit", "--version"])
     with pytest.raises(SystemExit, match=r"^0$"):

@@ -125,7 +125,7 @@ def _print_table(titles, rows, wrong):
     for row in rows:
         printed.add_row(*row)
     out = console.Console(markup=False, highlight=False)
-    out.print(printed)
+    out.print(printed if rows else "Nothing to check.")
     _print_below(out, wrong)
 
 

@@ -40,6 +40,7 @@ def start(name: str | None = None):
     if name in BEFORE and not {*HELP} & {*words}:
         BEFORE[name]()
     process.skip_absent_tpu()
+    flags.FLAGS.mark_as_parsed()  # a plugin may log before a command reads flags, or read none
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     sys.exit(call(str(name), words))
@@ -115,7 +116,9 @@ def overview() -> str:
     found = own_commands()
     lines = ["Usage: flipkit COMMAND ...", ""]
     for component in plugins.offered_by_name("commands"):
-        found[component.name] = f"{component.summary.rstrip('.')} ({component.distribution})"
+        whose, name = component.distribution, component.name
+        what = component.summary.rstrip(".") or component.status.partition(":")[0]
+        found[f"{whose}:{name}" if name in found else name] = f"{what} ({whose})"
     width = max(map(len, found))
     lines += [f"  {name.ljust(width)}  {what}" for name, what in found.items()]
     return "\n".join([*lines, "", "flipkit COMMAND --help describes a command."])
