@@ -117,7 +117,9 @@ def overview() -> str:
     lines = ["Usage: flipkit COMMAND ...", ""]
     for component in plugins.offered_by_name("commands"):
         whose, name = component.distribution, component.name
-        what = component.summary.rstrip(".") or component.status.partition(":")[0]
+        what = component.summary.rstrip(".") or {"ok": "no description"}.get(
+            component.status, "broken"
+        )
         found[f"{whose}:{name}" if name in found else name] = f"{what} ({whose})"
     width = max(map(len, found))
     lines += [f"  {name.ljust(width)}  {what}" for name, what in found.items()]
