@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from flipkit.losses import similarity
+from flipkit.losses import pairs
 
 
 class FiniteMean(keras.metrics.Mean):
@@ -76,13 +76,13 @@ def pair_accuracies(image, text, scale) -> dict:
 
     Args:
         image, text: unit vectors (batch, dim), row i of one belonging to row i of the other.
-        scale: factor of the cosines. XLA computes these logits once, for the loss and for this.
+        scale: factor of the cosines. XLA computes the logits of a small batch once, for the loss and for
+            this.
     """
-    logits = similarity(image, text, scale)
-    matched = ops.diagonal(logits)
+    to_text, to_image = pairs.nearest(image, text, scale)
     return {
-        f"{name}_accuracy": sound(matched >= ops.max(logits, axis=axis), logits, axis)
-        for name, axis in (("image_to_text", 1), ("text_to_image", 0))
+        "image_to_text_accuracy": to_text,
+        "text_to_image_accuracy": to_image,
     }
 
 

@@ -8,6 +8,7 @@ from keras import ops
 from flipkit import losses
 from flipkit.checks import sides
 from flipkit.errors import ConfigurationError
+from flipkit.losses import pairs
 from flipkit.models.flip import FLIP
 from flipkit.registry import register
 from flipkit.weights import load_pretrained
@@ -97,9 +98,8 @@ class Distillation(losses.Loss):
         if self.temperature is not None:
             scales = (1 / self.temperature,) * 2
         total = self.loss(image, text, scale, **needed)
-        mine = losses.similarity(image, text, scales[0])
-        theirs = losses.similarity(known["image"], known["text"], ops.stop_gradient(scales[1]))
-        total += self.weight * (divergence(theirs, mine, 1) + divergence(theirs, mine, 0)) / 2
+        apart = pairs.divergences((image, known["image"]), (text, known["text"]), scales)
+        total += self.weight * sum(map(ops.mean, apart)) / 2
         if self.feature_weight:
             apart = _distance(image, known["image"]) + _distance(text, known["text"])
             total += self.feature_weight * apart / 2
@@ -115,16 +115,6 @@ class Distillation(losses.Loss):
 
     def __repr__(self):
         return f"Distillation({self.teacher if isinstance(self.teacher, str) else 'an object'!r})"
-
-
-def divergence(teacher, student, axis):
-    """Kullback-Leibler divergence of softmax(student) from softmax(teacher), float32 logits.
-
-    Over `axis`, in the mean over the other; 0 where the distributions are equal.
-    """
-    # Keras's own divergence clips probabilities, and so is not 0 for equal ones.
-    teacher, student = (ops.log_softmax(logits, axis=axis) for logits in (teacher, student))
-    return ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), axis=axis))
 
 
 def _distance(a, b):
