@@ -100,6 +100,22 @@ class Seed(keras.random.SeedGenerator):
 
 
 _current = contextvars.ContextVar("flipkit_seed", default=None)
+_rows = contextvars.ContextVar("flipkit_rows", default=None)
+
+
+@contextlib.contextmanager
+def rows_scope(rows):
+    """Inside it a step's seed is for these rows of the batch: int32 (rows,), each one's place in it."""
+    token = _rows.set(rows)
+    try:
+        yield rows
+    finally:
+        _rows.reset(token)
+
+
+def current_rows():
+    """The rows in force, or None outside every `rows_scope`: all rows of the batch, in order."""
+    return _rows.get()
 
 
 @contextlib.contextmanager

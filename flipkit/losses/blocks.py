@@ -12,6 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from flipkit import sharding
+
 if keras.backend.backend() == "jax":
     import jax  # lax.scan, custom_vjp and shard_map: Keras has none of them
     import jax.numpy as jnp
@@ -80,7 +82,7 @@ def compare(comparison: Comparison, images, texts, scales, offset=0.0) -> tuple[
     """
     images, texts = ([ops.cast(x, "float32") for x in vectors] for vectors in (images, texts))
     scales, offset = [ops.cast(x, "float32") for x in scales], ops.cast(offset, "float32")
-    mesh, axis, count = _spread(_length(images))
+    mesh, axis, count = sharding.rows(_length(images))
     size = max(BLOCK * count // _length(images), 1)
     if keras.backend.backend() == "jax" and size < _length(texts):
         return _blockwise((comparison, mesh, axis, size), images, texts, scales, offset)
@@ -94,16 +96,6 @@ def compare(comparison: Comparison, images, texts, scales, offset=0.0) -> tuple[
 
 def _length(arrays) -> int:
     return arrays[0].shape[0]
-
-
-def _spread(rows):
-    """The mesh that a batch is spread over, its axis and how many devices that has; (None, None, 1)."""
-    distribution = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
-    if distribution is None:
-        return None, None, 1
-    mesh, axis = distribution.device_mesh, distribution.batch_dim_name
-    count = dict(zip(mesh.axis_names, mesh.shape, strict=True))[axis]
-    return (mesh.backend_mesh, axis, count) if count > 1 and rows % count == 0 else (None, None, 1)
 
 
 def _on(mesh, function, outs, *ins):

@@ -187,6 +187,11 @@ class Classifier(Trainable):
         pixels = self.preprocessing.prepare(images, self.image.image_size)
         return self.rows({"image": pixels}, "logits", batch_size)
 
+    def mixing(self):
+        """With batch normalization, `mixup` and `cutmix`."""
+        mine = ("mixup", "cutmix")
+        return [*super().mixing(), *(f"{n}={getattr(self, n):g}" for n in mine if getattr(self, n))]
+
     def facts(self) -> dict[str, str]:
         """Facts of this model before it trains, for a table."""
         mixing = [f"{name} {getattr(self, name):g}" for name in ("mixup", "cutmix")]

@@ -232,7 +232,7 @@ class FLIP(Masked):
     # Training -----------------------------------------------------------------------------------
 
     def compile(self, optimizer="adamw", loss="contrastive", **kwargs):
-        """As `keras.Model.compile`; builds the model first.
+        """As `flipkit.models.Trainable.compile`, which has `microbatch`; builds the model first.
 
         Args:
             optimizer: a name of flipkit's or Keras's, or an object.
@@ -245,7 +245,8 @@ class FLIP(Masked):
         if getattr(inner, "gradient_accumulation_steps", None):
             raise ConfigurationError(
                 "gradient_accumulation_steps does not enlarge a contrastive batch: each part would "
-                "see only its own negatives. Take a larger batch_size. Received: "
+                "see only its own negatives. Set microbatch, which gives the gradient of the whole "
+                "batch with the memory of a part. Received: "
                 f"gradient_accumulation_steps={inner.gradient_accumulation_steps}"
             )
         loss = losses.get(loss)
@@ -272,12 +273,22 @@ class FLIP(Masked):
         missing = {"image", "text"} - y_pred.keys()
         if missing:
             raise ConfigurationError(f"The loss needs pairs; the batch lacks: {sorted(missing)}")
-        needs = self.pair_loss.needs
-        needed = {name: x if name == "inputs" else getattr(self, name) for name in needs}
+        needed = {}
+        for name in self.pair_loss.needs:
+            if name == "inputs":
+                needed[name] = x
+            elif name == "targets":
+                needed[name] = y_pred.get(name) or self.targets(x)
+            else:
+                needed[name] = getattr(self, name)
         loss = self.pair_loss(y_pred["image"], y_pred["text"], self.scale, **needed)
         if (rebuilt := y_pred.get("reconstruction")) is not None:
             loss += self.reconstruction.weight * ops.mean(rebuilt)
         return sum(self.losses, loss)
+
+    def targets(self, x):
+        """Those of the loss: a teacher's embeddings."""
+        return self.pair_loss.targets(x)
 
     @property
     def logged(self):

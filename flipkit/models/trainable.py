@@ -3,6 +3,7 @@
 # pyright: reportAttributeAccessIssue=false, reportRedeclaration=false
 
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -13,11 +14,11 @@ from keras import ops
 from flipkit import keras_inside, optimizers, paths
 from flipkit.checks import sides
 from flipkit.errors import ConfigurationError
-from flipkit.models import inputs
+from flipkit.models import caching, inputs
 from flipkit.models.fitting import Fitting
 from flipkit.models.metrics import Means
 from flipkit.models.saving import Saving
-from flipkit.random import Seed, initial_values
+from flipkit.random import Seed, current_rows, initial_values
 
 if keras.backend.backend() == "jax":
     import jax  # value_and_grad: Keras's JAX trainer has no hook between gradient and update
@@ -41,6 +42,7 @@ class Trainable(Fitting, Saving):
         seed: int in [0, 2^64), of which random numbers are a function; None takes the seed of the
             `flipkit.Run`, and 0 outside a run.
         step: int32 variable, counted up by each training step; made by `build`.
+        microbatch: rows that pass the towers at a time, as `compile` was given them; None is all.
         meter: `flipkit.models.meter.Meter` of the latest train function of `fit`; None before.
     """
 
@@ -50,6 +52,7 @@ class Trainable(Fitting, Saving):
     default_loss: str | None = None
     seed: int | None = None
     means: Means | None = None
+    microbatch: int | None = None
     _frozen: tuple[str, ...] = ()
     _held: tuple[str, ...] = ()  # paths of the variables that `frozen` has taken out of training
 
@@ -155,12 +158,15 @@ class Trainable(Fitting, Saving):
 
     # The training step --------------------------------------------------------------------------
 
-    def compile(self, optimizer="adamw", loss=None, **kwargs):
+    def compile(self, optimizer="adamw", loss=None, *, microbatch=None, **kwargs):
         """As `keras.Model.compile`; builds the model first.
 
         Args:
             optimizer: a name of flipkit's or Keras's, or an object.
             loss: None: `compute_loss` is the loss. `flipkit.FLIP` takes others.
+            microbatch: rows that pass the towers at a time: memory for their activations, and the gradient
+                of the whole batch, for one more forward pass (`flipkit.models.caching`). A batch has to
+                have whole micro-batches. None takes the batch at once.
         """
         if loss is not None:
             raise ConfigurationError(
@@ -169,6 +175,9 @@ class Trainable(Fitting, Saving):
             )
         if not self.built:
             self.build()
+        if microbatch is not None:
+            caching.check(self, microbatch)
+        self.microbatch = microbatch
         optimizer = optimizers.get(optimizer)
         left = (v for v in self.variables if not v.trainable)
         inner = optimizers.unscaled(optimizer)
@@ -184,7 +193,23 @@ class Trainable(Fitting, Saving):
 
     def step_seed(self, training: bool) -> Seed | None:
         """The seed of this step's random numbers, in training; else None."""
-        return Seed(self.seed or 0, self.step) if training else None
+        return Seed(self.seed or 0, self.step, current_rows()) if training else None
+
+    def mixing(self) -> list[str]:
+        """Names of what mixes the rows of a batch before the loss: without any, `microbatch` is exact."""
+        layers = (x for x in self._flatten_layers() if isinstance(x, keras.layers.BatchNormalization))
+        return [f"{type(layer).__name__} {layer.name}" for layer in layers]
+
+    def targets(self, x) -> dict[str, Any]:
+        """What `compute_loss` compares outputs with, beside what the batch holds: arrays (rows, ...).
+
+        They are computed of a micro-batch at a time, without a gradient, and passed on as
+        `y_pred["targets"]`; without micro-batches `compute_loss` calls this itself.
+
+        Args:
+            x: a batch, or a micro-batch.
+        """
+        return {}
 
     def measure(self, y_pred) -> dict[str, Any]:
         """`{name in logged: values of the batch}`; a name that is left out is not logged.
@@ -209,18 +234,26 @@ class Trainable(Fitting, Saving):
             loss, (unscaled, y_pred, *updates) = super().compute_loss_and_updates(
                 trainable, non_trainable, *args, **kwargs
             )
-            # Weights have no values any more where Keras updates the metrics: pass what they need.
+            return loss, (unscaled, self.with_readings(y_pred, trainable), *updates)
+
+        def with_readings(self, y_pred, trainable) -> dict:
+            """`y_pred` with the `readings` of weights of these values.
+
+            Weights have no values any more where Keras updates the metrics: it passes what they need.
+            """
             weights = zip(self.trainable_variables, trainable, strict=True)
             with keras.StatelessScope(state_mapping=list(weights)):
-                y_pred = {**y_pred, **self.readings()}
-            return loss, (unscaled, y_pred, *updates)
+                return {**y_pred, **self.readings()}
 
         def train_step(self, state, data):
             if self.meter is not None:
                 self.meter.programs += 1  # a jitted function runs only to be compiled
             trainable, non_trainable, optimizer, metrics = state
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            loss_and_gradient = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+            if self.microbatch is None:
+                loss_and_gradient = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+            else:
+                loss_and_gradient = functools.partial(caching.loss_and_gradient, self)
             (_, aux), gradient = loss_and_gradient(
                 trainable,
                 non_trainable,

@@ -52,8 +52,8 @@ class Distillation(losses.Loss):
 
     @property
     def needs(self):
-        """The batch, for the teacher, and what the other loss needs."""
-        return ("inputs", *self.loss.needs)
+        """The teacher's embeddings, and what the other loss needs."""
+        return ("targets", *(name for name in self.loss.needs if name != "targets"))
 
     @property
     def variables(self):
@@ -89,14 +89,20 @@ class Distillation(losses.Loss):
                 f"{teacher.dim} in the teacher"
             )
 
-    def __call__(self, image, text, scale, inputs, **needed):
-        teacher = self._model
+    def targets(self, inputs):
+        """The teacher's embeddings of whole pictures and texts, and the other loss's targets."""
         whole = {"image", "text"} if "image" in inputs else {"patches", "image_ids", "text"}
-        known = teacher({name: inputs[name] for name in whole}, training=False)
-        known = {name: ops.stop_gradient(known[name]) for name in ("image", "text")}
-        scales = (scale, teacher.scale)
+        known = self._model({name: inputs[name] for name in whole}, training=False)
+        mine = {f"teacher_{name}": ops.stop_gradient(known[name]) for name in ("image", "text")}
+        return mine | self.loss.targets(inputs)
+
+    def __call__(self, image, text, scale, targets, **needed):
+        known = {name: targets[f"teacher_{name}"] for name in ("image", "text")}
+        scales = (scale, self._model.scale)
         if self.temperature is not None:
             scales = (1 / self.temperature,) * 2
+        if "targets" in self.loss.needs:
+            needed["targets"] = targets
         total = self.loss(image, text, scale, **needed)
         apart = pairs.divergences((image, known["image"]), (text, known["text"]), scales)
         total += self.weight * sum(map(ops.mean, apart)) / 2
