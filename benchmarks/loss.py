@@ -4,8 +4,8 @@
     python benchmarks/loss.py --batches 2048,8192,32768 --losses contrastive --blocks 23 --picture loss.png
 
 Programs take turns within a round, and ratios are taken within a round. Memory is what XLA's program
-takes beside its arguments and results. The program of a whole matrix is compiled for every batch, and run up
-to --whole pairs.
+takes beside its arguments and results. The program of a whole matrix is compiled for every batch, and run
+up to --whole pairs.
 """
 
 import argparse

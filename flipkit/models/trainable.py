@@ -197,7 +197,9 @@ class Trainable(Fitting, Saving):
 
     def mixing(self) -> list[str]:
         """Names of what mixes the rows of a batch before the loss: without any, `microbatch` is exact."""
-        layers = (x for x in self._flatten_layers() if isinstance(x, keras.layers.BatchNormalization))
+        layers = (
+            x for x in self._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)
+        )
         return [f"{type(layer).__name__} {layer.name}" for layer in layers]
 
     def targets(self, x) -> dict[str, Any]:
@@ -250,11 +252,7 @@ class Trainable(Fitting, Saving):
                 self.meter.programs += 1  # a jitted function runs only to be compiled
             trainable, non_trainable, optimizer, metrics = state
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            if self.microbatch is None:
-                loss_and_gradient = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
-            else:
-                loss_and_gradient = functools.partial(caching.loss_and_gradient, self)
-            (_, aux), gradient = loss_and_gradient(
+            (_, aux), gradient = self.loss_and_gradient()(
                 trainable,
                 non_trainable,
                 metrics,
@@ -275,6 +273,12 @@ class Trainable(Fitting, Saving):
                 self, metrics, loss, x, y, y_pred, sample_weight
             )
             return logs, (trainable, non_trainable, optimizer, metrics)
+
+        def loss_and_gradient(self):
+            """`jax.value_and_grad` of `compute_loss_and_updates`, or its like in micro-batches."""
+            if self.microbatch is not None:
+                return functools.partial(caching.loss_and_gradient, self)
+            return jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
 
         def _gradient_norm(self, gradient, optimizer):
             """The norm of the loss's own gradient, without the optimizer's scale."""

@@ -50,6 +50,9 @@ def _phase(phase, towers, mask_ratio, text_mask_ratio):
     schedule = phase.schedule
     forward = towers.masking(mask_ratio, text_mask_ratio)
     training = towers.training(mask_ratio, text_mask_ratio)
+    if phase.microbatch is not None:  # each tower computes its embeddings once more
+        again = forward["flops_by_tower"]
+        training = {tower: flops + again[tower] for tower, flops in training.items()}
     warmup = getattr(schedule, "warmup", None)  # a plugin's schedule may have none, and no peak
     return {
         "pairs": phase.pairs,

@@ -145,7 +145,7 @@ class Loop:
             start = optimizer_steps(run.phases, index)
             config["learning_rate"] = phase.schedule.bind(phase.batch_size, phase.samples, start)
         optimizer = type(run.optimizer).from_config(registry.serialize(config))
-        run.model.compile(optimizer, loss=run.loss)
+        run.model.compile(optimizer, loss=run.loss, microbatch=phase.microbatch)
         optimizer.build(run.model.trainable_variables)
         optimizers.keep_weights(optimizer)  # the next phase, and a resumed run, train on from them
         if previous is not None and phase.optimizer == "kept":

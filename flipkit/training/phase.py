@@ -28,6 +28,8 @@ class Phase(Configurable):
             that a phase at the tower's own size has to set that size.
         frozen: patterns of variables that this phase does not train, as in `flipkit.FLIP`; None takes
             those of the phase before, [] trains everything.
+        microbatch: pairs that pass the towers at a time; the gradient is that of the whole batch, for one
+            more forward pass (`flipkit.models.caching`). It divides `batch_size`. None is all at once.
         optimizer: "kept" goes on with the moments of the phase before, "fresh" starts anew.
     """
 
@@ -41,6 +43,7 @@ class Phase(Configurable):
         text_mask_ratio=None,
         image_size: Size | None = None,
         frozen=None,
+        microbatch=None,
         optimizer="kept",
     ):
         self.pairs, self.batch_size = (
@@ -51,7 +54,13 @@ class Phase(Configurable):
         self.mask_ratio, self.text_mask_ratio = mask_ratio, text_mask_ratio
         self.image_size = None if image_size is None else as_size(image_size)
         self.frozen = None if frozen is None else checked_patterns("frozen", frozen)
+        self.microbatch = None if microbatch is None else whole_number("microbatch", microbatch)
         self.optimizer = optimizer
+        if self.batch_size % (self.microbatch or 1):
+            raise ConfigurationError(
+                "Expected a batch of whole micro-batches. Received: "
+                f"batch_size={self.batch_size:,}, microbatch={self.microbatch:,}"
+            )
         if self.pairs < self.batch_size:
             raise ConfigurationError(
                 f"A phase needs at least one batch. Received: pairs={pairs:,}, {batch_size=:,}"
