@@ -26,7 +26,17 @@ FRAMEWORKS = {
 }
 
 # May import jax itself, where Keras has no word for what they need.
-JAX = {"commands", "layers", "losses", "models", "planning", "process", "sharding", "study", "testing"}
+JAX = {
+    "commands",
+    "layers",
+    "losses",
+    "models",
+    "planning",
+    "process",
+    "sharding",
+    "study",
+    "testing",
+}
 
 KINDS = ("maskers", "encoders", "datasets", "schedules", "tokenizers", "optimizers", "losses")
 
