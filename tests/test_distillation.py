@@ -97,7 +97,7 @@ def test_the_gradient_reaches_the_student_alone(tiny, teacher, pairs):
         other = zip(teacher.variables, teacher_weights, strict=True)
         with keras.StatelessScope(state_mapping=[*mapping, *other]):
             out = student(batch)
-            return loss(out["image"], out["text"], student.scale, inputs=batch)
+            return loss(out["image"], out["text"], student.scale, targets=loss.targets(batch))
 
     weights = [[v.value for v in m.variables] for m in (student, teacher)]
     mine, theirs = jax.jit(jax.grad(value, argnums=(0, 1), allow_int=True))(*weights)

@@ -197,10 +197,10 @@ class Trainable(Fitting, Saving):
 
     def mixing(self) -> list[str]:
         """Names of what mixes the rows of a batch before the loss: without any, `microbatch` is exact."""
-        layers = (
-            x for x in self._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)
-        )
-        return [f"{type(layer).__name__} {layer.name}" for layer in layers]
+        layers, kind = keras_inside.layers_of(self), keras.layers.BatchNormalization
+        return [
+            f"{type(layer).__name__} {layer.name}" for layer in layers if isinstance(layer, kind)
+        ]
 
     def targets(self, x) -> dict[str, Any]:
         """What `compute_loss` compares outputs with, beside what the batch holds: arrays (rows, ...).
