@@ -1,5 +1,6 @@
 """Micro-batches change the memory of a step and nothing else."""
 
+import importlib.util
 import re
 
 import jax
@@ -188,6 +189,8 @@ def test_what_mixes_rows_is_refused():
 
 
 def test_other_backends_refuse_micro_batches(fresh):
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("TensorFlow is not installed: pip install flipkit[tf]")
     code = """
 import flipkit
 image = flipkit.ViT(16, 8, 16, 1, 2)
