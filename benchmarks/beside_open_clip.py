@@ -14,9 +14,8 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
-import sys
 
+from peer import Peer
 from rich.console import Console
 from rich.table import Table
 from step_time import RATIOS, SIZES, Program
@@ -26,35 +25,12 @@ from flipkit.process import take_huge_pages
 PEER = pathlib.Path(__file__).with_name("open_clip_step.py")
 
 
-class OpenClip:
+def open_clip(python, size, huge_pages):
     """A process that trains with open_clip, one step at a time."""
-
-    def __init__(self, python, size, huge_pages):
-        environment = dict(os.environ)
-        if not huge_pages:  # flipkit's programs ask for them, open_clip's don't
-            environment.pop("GLIBC_TUNABLES", None)
-        self.process = subprocess.Popen(
-            [python, str(PEER), json.dumps(size)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def time_step(self):
-        """Seconds of one whole step."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit(f"open_clip's process ended with code {self.process.wait()}; see above.")
-        return json.loads(answer)["seconds"]
-
-    def close(self):
-        """Ends the process."""
-        self.process.communicate()
+    environment = dict(os.environ)
+    if not huge_pages:  # flipkit's programs ask for them, open_clip's don't
+        environment.pop("GLIBC_TUNABLES", None)
+    return Peer(python, PEER, json.dumps(size), environment=environment)
 
 
 def main():
@@ -79,7 +55,7 @@ def main():
     )  # fmt: skip
     for ratio in RATIOS:
         mine = Program(options.size, ratio, options.batch, options.dtype, options.activation)
-        theirs = OpenClip(options.peer, {**size, "mask_ratio": ratio}, options.huge_pages)
+        theirs = open_clip(options.peer, {**size, "mask_ratio": ratio}, options.huge_pages)
         rounds = [(mine.time_step(), theirs.time_step()) for _ in range(options.rounds + 2)][2:]
         theirs.close()
         ratios = [b / a for a, b in rounds]

@@ -12,8 +12,6 @@ import argparse
 import json
 import pathlib
 import statistics
-import subprocess
-import sys
 import time
 
 from flipkit import losses  # first: it chooses Keras's backend
@@ -22,6 +20,7 @@ from flipkit import losses  # first: it chooses Keras's backend
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peer import Peer
 from rich.console import Console
 from rich.table import Table
 
@@ -66,7 +65,7 @@ class Program:
         self.step = step.lower(*self.given).compile()
         self.memory = self.step.memory_analysis().temp_size_in_bytes
 
-    def run(self):
+    def time_step(self):
         """Seconds of one call."""
         start = time.perf_counter()
         jax.block_until_ready(self.step(*self.given))
@@ -76,32 +75,6 @@ class Program:
         """The loss and its gradient."""
         value, gradient = self.step(*self.given)
         return [np.asarray(x) for x in (value, *gradient)]
-
-
-class Peer:
-    """A process with open_clip's loss."""
-
-    def __init__(self, python, name, count, dim):
-        self.process = subprocess.Popen(
-            [python, str(PEER), name, str(count), str(dim)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.memory = None
-
-    def run(self):
-        """Seconds of one call."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit(f"open_clip's process ended with code {self.process.wait()}; see above.")
-        return json.loads(answer)["seconds"]
-
-    def close(self):
-        """Ends the process."""
-        self.process.communicate()
 
 
 def apart(one, other):
@@ -119,8 +92,10 @@ def measure(name, count, options):
     if count <= options.whole:
         runs = {"whole": whole, **runs}
         if options.peer and name != "distillation":
-            runs["open_clip"] = Peer(options.peer, name, count, options.dim)
-    rounds = [{key: p.run() for key, p in runs.items()} for _ in range(options.rounds + 1)][1:]
+            runs["open_clip"] = Peer(options.peer, PEER, name, count, options.dim)
+    rounds = [{key: p.time_step() for key, p in runs.items()} for _ in range(options.rounds + 1)][
+        1:
+    ]
     rows = []
     for key, program in {"whole": whole, **runs}.items():
         row = {"loss": name, "batch": count, "program": key, "memory": program.memory}

@@ -34,7 +34,7 @@ class Comparison:
 
     def of(self, logits, own, axis) -> tuple:
         """Numbers of a block along an axis: a tuple of arrays that `joined` takes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no of(logits, own, axis)")
 
     def joined(self, parts, highest, total) -> tuple:
         """The numbers of several blocks as those of one.
@@ -43,11 +43,11 @@ class Comparison:
             parts: what `of` returned for each block, in arrays with one more axis or on several devices.
             highest, total: reduce such an array over the blocks.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no joined(parts, highest, total)")
 
     def result(self, numbers) -> tuple[Any, tuple]:
         """The result (n,) from the numbers of all blocks, and what `slope` needs: a tuple of (n,)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no result(numbers)")
 
     def slope(self, logits, own, kept):
         """The derivative of the results to `logits[0]`; other models do not learn.
@@ -55,7 +55,7 @@ class Comparison:
         Args:
             kept: what `result` kept, each array with an axis of length 1 where it was reduced.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no gradient: it defines no slope")
 
 
 def similarity(image, text, scale):
