@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import flipkit
+from flipkit import planning
 from flipkit.paths import canonical
+from flipkit.records.journal import read_metrics
 
 BATCH = 48
 
@@ -155,6 +157,48 @@ def test_a_maskers_own_average_is_that_of_the_whole_batch():
         found.append(float(flip.masker.mean))
     assert found[0] > 1
     assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+def run(**settings):
+    image = flipkit.ViT(32, 8, 32, 2, 4, dropout=0.1)
+    text = flipkit.TextTransformer(259, 12, 32, 2, 4, dropout=0.1)
+    flip = flipkit.FLIP(image, text, mask_ratio=0.75, dim=24, tokenizer="bytes")
+    return flipkit.Run(
+        flip,
+        data=flipkit.CaptionedShapes(size=BATCH, image_size=32),
+        feed=flipkit.Feed(crop=None, flip=False, threads=1),
+        optimizer=sgd(),
+        phases=[flipkit.Phase(2 * BATCH, BATCH, **settings)],
+        log_every=1,
+    )
+
+
+def sgd():
+    return keras.optimizers.SGD(0.1)
+
+
+def test_a_phase_of_a_run_has_micro_batches(tmp_path):
+    losses = []
+    for microbatch in (None, 12):
+        folder = tmp_path / str(microbatch)
+        assert run(microbatch=microbatch).start(folder).microbatch == microbatch
+        losses.append([row["loss"] for row in read_metrics(folder)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_plan_counts_the_second_forward_pass():
+    (whole,), (cut,) = (planning.plan(run(microbatch=m))["phases"] for m in (None, 12))
+    for tower in ("image", "text"):
+        assert cut["training_flops_per_pair"][tower] > 1.2 * whole["training_flops_per_pair"][tower]
+    again = cut["forward_flops_per_pair"]
+    assert sum(cut["training_flops_per_pair"].values()) == pytest.approx(
+        sum(whole["training_flops_per_pair"].values()) + again
+    )
+
+
+def test_a_phase_has_whole_micro_batches():
+    with pytest.raises(flipkit.ConfigurationError, match="batch_size=48, microbatch=10"):
+        run(microbatch=10)
 
 
 # What can't be ----------------------------------------------------------------------------------
