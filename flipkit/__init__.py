@@ -29,6 +29,7 @@ _HOMES = {
     "DataError": "errors",
     "Dataset": "datasets",
     "Distillation": "training.distillation",
+    "Distribution": "distribution",
     "Dropout": "layers",
     "FLIP": "models",
     "Feed": "feed",

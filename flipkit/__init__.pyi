@@ -37,6 +37,9 @@ from flipkit.datasets import (
     ImageTextShards as ImageTextShards,
     NamedCharacters as NamedCharacters,
 )
+from flipkit.distribution import (
+    Distribution as Distribution,
+)
 from flipkit.encoders import (
     TextTransformer as TextTransformer,
     ViT as ViT,

@@ -28,12 +28,12 @@ FRAMEWORKS = {
 # May import jax itself, where Keras has no word for what they need.
 JAX = {
     "commands",
+    "distribution",
     "layers",
     "losses",
     "models",
     "planning",
     "process",
-    "sharding",
     "study",
     "testing",
 }

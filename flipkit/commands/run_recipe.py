@@ -137,7 +137,8 @@ def run_table(run, name, workdir) -> Table:
             model.frozen = model.frozen if phase.frozen is None else phase.frozen
             table.add_row("", escape(model.learning_summary()))
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    table.add_row("devices", f"{devices}, distribution={run.distribution}")
+    mesh = "" if run.mesh is None else f", mesh={run.mesh}"
+    table.add_row("devices", f"{devices}, distribution={run.distribution}{mesh}")
     table.add_row("precision", str(run.model.dtype_policy.name))
     found = ", ".join(f"{n} {v}" for n, v in plugins.distributions().items()) or "none"
     table.add_row("plugins", found)

@@ -12,8 +12,12 @@ TRANSFORMER_LAYOUT = (
     ("attention/query/kernel", (None, "model")),
     ("attention/key/kernel", (None, "model")),
     ("attention/value/kernel", (None, "model")),
+    ("attention/query/bias", ("model",)),
+    ("attention/key/bias", ("model",)),
+    ("attention/value/bias", ("model",)),
     ("attention/out/kernel", ("model", None)),
     ("mlp/up/kernel", (None, "model")),
+    ("mlp/up/bias", ("model",)),
     ("mlp/down/kernel", ("model", None)),
 )
 TABLE = keras.initializers.RandomNormal(stddev=0.02)  # class token, text positions, token table

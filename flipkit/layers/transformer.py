@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from flipkit.distribution import constrained
 from flipkit.errors import ConfigurationError, nearest
 from flipkit.layers.attention import Attention, dense_2d
 from flipkit.layers.dropout import Dropout
@@ -232,10 +233,11 @@ class TransformerBlock(keras.layers.Layer):
         return drops[0].draw() if drops else None
 
     def call(self, x, mask=None, training=False):
+        x = constrained(x)
         branch = self.attention(self.attention_norm(x), mask=mask)
         x = x + self._scaled(branch, self.attention_scales, self.attention_drops, training)
         branch = self.mlp(self.mlp_norm(x))
-        return x + self._scaled(branch, self.mlp_scales, self.mlp_drops, training)
+        return constrained(x + self._scaled(branch, self.mlp_scales, self.mlp_drops, training))
 
     def _scaled(self, branch, scales, drops, training):
         for scale in scales:

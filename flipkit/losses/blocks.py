@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from flipkit import sharding
+from flipkit import distribution
 
 if keras.backend.backend() == "jax":
     import jax  # lax.scan, custom_vjp and shard_map: Keras has none of them
@@ -82,10 +82,11 @@ def compare(comparison: Comparison, images, texts, scales, offset=0.0) -> tuple[
     """
     images, texts = ([ops.cast(x, "float32") for x in vectors] for vectors in (images, texts))
     scales, offset = [ops.cast(x, "float32") for x in scales], ops.cast(offset, "float32")
-    mesh, axis, count = sharding.rows(_length(images))
-    size = max(BLOCK * count // _length(images), 1)
-    if keras.backend.backend() == "jax" and size < _length(texts):
-        return _blockwise((comparison, mesh, axis, size), images, texts, scales, offset)
+    mesh, axis, count = distribution.rows(images[0].shape[0])
+    if keras.backend.backend() == "jax":
+        size = max(BLOCK * count // _length(images), 1)
+        if size < _length(texts):
+            return _blockwise((comparison, mesh, axis, size), images, texts, scales, offset)
     whole = functools.partial(_whole, comparison, axis=axis)
     if mesh is None:
         return whole(images, texts, scales, offset)
@@ -94,8 +95,8 @@ def compare(comparison: Comparison, images, texts, scales, offset=0.0) -> tuple[
     )
 
 
-def _length(arrays) -> int:
-    return arrays[0].shape[0]
+def _length(arrays):
+    return ops.shape(arrays[0])[0]  # JAX knows it; TensorFlow may not before it runs
 
 
 def _on(mesh, function, outs, *ins):

@@ -13,7 +13,7 @@ Random numbers of flipkit are functions of the row, so it does.
 import keras
 from keras import ops
 
-from flipkit import sharding
+from flipkit import distribution
 from flipkit.errors import ConfigurationError
 from flipkit.random import rows_scope
 
@@ -49,7 +49,7 @@ class MicroBatches:
     """
 
     def __init__(self, size, batch):
-        self.spread = sharding.rows(batch)
+        self.spread = distribution.rows(batch)
         devices = self.spread.count
         if batch % size or size % devices:
             raise ConfigurationError(
@@ -62,13 +62,13 @@ class MicroBatches:
         """(batch, ...) -> (count, size, ...), without communication."""
         parts = ops.reshape(x, (self.spread.count, self.count, -1, *x.shape[1:]))
         parts = ops.reshape(jnp.swapaxes(parts, 0, 1), (self.count, -1, *x.shape[1:]))
-        return sharding.constrained(parts, self.spread, 1)
+        return distribution.constrained(parts, self.spread, 1)
 
     def join(self, parts):
         """(count, size, ...) -> (batch, ...): what `split` did, undone."""
         x = ops.reshape(parts, (self.count, self.spread.count, -1, *parts.shape[2:]))
         x = ops.reshape(jnp.swapaxes(x, 0, 1), (-1, *parts.shape[2:]))
-        return sharding.constrained(x, self.spread)
+        return distribution.constrained(x, self.spread)
 
 
 def loss_and_gradient(

@@ -10,6 +10,7 @@ from keras import ops
 
 from flipkit import checks, encoders, losses, maskers, optimizers, registry, tokenizers
 from flipkit.checks import Size, sides
+from flipkit.distribution import constrained
 from flipkit.errors import ConfigurationError
 from flipkit.models.inputs import Ids, Pixels
 from flipkit.models.masked import Masked
@@ -374,8 +375,9 @@ class FLIP(Masked):
 
 
 def _embedding(features, projection):
-    """Unit vectors of features, through the `projection` if there is one."""
-    return _unit(features if projection is None else projection(features))
+    """Unit vectors of features, through the `projection` if there is one; each device has its rows."""
+    features = constrained(features)
+    return constrained(_unit(features if projection is None else projection(features)))
 
 
 def _unit(x):

@@ -13,6 +13,7 @@ from keras import ops
 
 from flipkit import keras_inside, optimizers, paths
 from flipkit.checks import sides
+from flipkit.distribution import Distribution
 from flipkit.errors import ConfigurationError
 from flipkit.models import caching, inputs
 from flipkit.models.fitting import Fitting
@@ -66,6 +67,10 @@ class Trainable(Fitting, Saving):
         """Creates every variable, once; needs no data, since encoders have fixed input shapes."""
         if self.built:
             return
+        spread = keras.distribution.distribution()
+        if isinstance(spread, Distribution):
+            for role, tower in self.encoders().items():
+                spread.declare(role, tower)
         with initial_values(self, self.seed or 0):
             self.step = self.add_weight(
                 shape=(), dtype="int32", initializer="zeros", trainable=False, name="step"
@@ -77,6 +82,8 @@ class Trainable(Fitting, Saving):
                     False  # Keras checks only layers made since; this sets all of them
                 )
         self._freeze(self._frozen)
+        if isinstance(spread, Distribution):
+            spread.check(self.variables)
 
     def build_parts(self):
         """Creates the variables of the parts; a subclass with more than encoders extends it."""

@@ -13,7 +13,16 @@ from flipkit.paths import canonical
 from flipkit.records import drawing, messages
 
 MASKED_PICTURES, MASKED_STEPS = 4, 4  # on the sheet of what a phase keeps
-NOT_COMPARED = ("log_every", "checkpoint_every", "evaluate_every", "evaluators")
+# What a resumed run may change: how often it reports, and the devices and the memory that it uses.
+NOT_COMPARED = (
+    "log_every",
+    "checkpoint_every",
+    "evaluate_every",
+    "evaluators",
+    "distribution",
+    "mesh",
+)
+NOWHERE_COMPARED = {"microbatch"}
 
 
 class Journal:
@@ -199,13 +208,17 @@ def save_model(model, path):
 
 
 def _differences(old, new, path=""):
-    """Paths in which two run configs differ, except for how often to log and to save."""
+    """Paths in which two run configs differ, except for what a resumed run may change."""
     if isinstance(old, dict) and isinstance(new, dict):
         lines, both = [], {**old, **new}
         # Variables are named after a layer's role, and a registered class may move to another module.
         free = (
-            {"name"} if "trainable" in both else {"module"} if both.get("registered_name") else {}
-        )
+            {"name"}
+            if "trainable" in both
+            else {"module"}
+            if both.get("registered_name")
+            else set()
+        ) | NOWHERE_COMPARED
         for key in both:
             if (path or key not in NOT_COMPARED) and key not in free:
                 below = path if key == "config" else f"{path}.{key}".lstrip(".")

@@ -10,13 +10,13 @@ import keras
 from flipkit import configs, datasets, losses, models, optimizers, plugins
 from flipkit import position as positions
 from flipkit.checks import as_seed
-from flipkit.errors import ConfigurationError
+from flipkit.distribution import LAYOUTS
+from flipkit.errors import ConfigurationError, UnknownName, nearest
 from flipkit.feed import Feed
 from flipkit.models.masked import checked_size
 from flipkit.models.trainable import Trainable
 from flipkit.position import Position
 from flipkit.registry import Configurable, register
-from flipkit.training import distribution as layouts
 from flipkit.training import loop
 from flipkit.training.phase import PHASE_SETTINGS, Phase, whole_number
 
@@ -44,7 +44,9 @@ class Run(Configurable):
             the patch size; None draws them. A model of another class takes the image tower alone. A
             resumed run does not read it.
         seed: int: initial weights, masks, dropout, order and crops are functions of it.
-        distribution: None or "data_parallel".
+        distribution: how the run is spread over devices, as in `flipkit.Distribution`: "data_parallel",
+            "fully_sharded", "tensor_parallel"; None is one device.
+        mesh: parts of each batch x parts of each block, "64x4"; None: as `flipkit.Distribution` has it.
         log_every, checkpoint_every, evaluate_every: steps; 0 is only at the end. The latter two are
             rounded up to a multiple of the first.
     """
@@ -62,6 +64,7 @@ class Run(Configurable):
         init=None,
         seed=0,
         distribution=None,
+        mesh=None,
         log_every=20,
         checkpoint_every=500,
         evaluate_every=0,
@@ -74,8 +77,10 @@ class Run(Configurable):
         self.init = str(init) if isinstance(init, os.PathLike) else init
         if not isinstance(self.init, (str, type(None))):
             raise ConfigurationError(f"Expected a path or None. Received: {init=}")
-        self.seed, self.distribution = as_seed(seed), distribution
-        layouts.get(distribution)  # raises for an unknown name
+        self.seed, self.distribution, self.mesh = as_seed(seed), distribution, mesh
+        if distribution is not None and distribution not in LAYOUTS:
+            known = nearest(str(distribution), LAYOUTS)
+            raise UnknownName(f"Unknown distribution: {distribution!r}. {known}")
         self.log_every = whole_number("log_every", log_every)
         self.checkpoint_every = whole_number("checkpoint_every", checkpoint_every, least=0)
         self.evaluate_every = whole_number("evaluate_every", evaluate_every, least=0)

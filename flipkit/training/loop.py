@@ -3,20 +3,20 @@
 import contextlib
 import functools
 import itertools
+import math
 import statistics
 import time
 from typing import Any
 
 import keras
 
-from flipkit import files, optimizers, position, registry, weights
+from flipkit import distribution, files, optimizers, position, registry, weights
 from flipkit.callbacks import check_all, evaluate_all
 from flipkit.errors import BadSample, ConfigurationError
 from flipkit.paths import canonical, select
 from flipkit.records import messages, progress
 from flipkit.records.checkpoints import Checkpoints
 from flipkit.records.journal import Journal
-from flipkit.training import distribution as layouts
 from flipkit.training.phase import model_settings, optimizer_steps
 from flipkit.weights import initial
 
@@ -74,14 +74,17 @@ def anew(description):
             f"A run needs Keras's JAX backend; this process uses {keras.backend.backend()!r}. "
             "Set KERAS_BACKEND=jax."
         )
-    layouts.realise(layouts.get(description.distribution))
+    # It starts the JAX backend, and comes before any object of Keras.
+    keras.distribution.set_distribution(
+        distribution.make(description.distribution, description.mesh)
+    )
     try:
         run = type(description).from_config(description.get_config())
         if run.model.seed is None:
             run.model.seed = run.seed
         yield run
     finally:
-        layouts.realise(None)
+        keras.distribution.set_distribution(None)
 
 
 class Loop:
@@ -114,8 +117,11 @@ class Loop:
         if model.reads == "text":
             folder = self.journal.folder
             train_tokenizer(model, run.data, folder and folder / "tokenizer")
-        for index in range(len(run.phases)):
-            self.batches(index)  # raises for any bad phase before there are weights
+        spread = keras.distribution.distribution()
+        for index, phase in enumerate(run.phases):  # a bad one raises before there are weights
+            self.batches(index)
+            if spread is not None:
+                spread.get_data_layout((phase.batch_size,))
         model.build()
         if source is not None:
             initial.take_weights(model, source, run.init)
@@ -183,6 +189,8 @@ class Loop:
             optimizer = None
             for index in range(here.phase, len(run.phases)):
                 self.enter(index, optimizer)
+                if index == here.phase:
+                    self._say_held()
                 done = 0
                 if here.step and index == here.phase:
                     saved.restore(run.model)
@@ -195,6 +203,17 @@ class Loop:
         optimizers.take_averages(run.model)
         journal.finish(run.model)
         return run.model
+
+    def _say_held(self):
+        spread = keras.distribution.distribution()
+        if spread is not None:
+            model = self.run.model
+            held = spread.held([*model.variables, *model.optimizer.variables])
+            size, device, copied = (f"{n / 2**20:,.1f} MiB" for n in held.values())
+            self.say(
+                f"Weights and optimizer: {size}. Each of {math.prod(spread.parts)} devices has {device}, "
+                f"and of that {copied} are on all of them."
+            )
 
     def _settle(self, here, window):
         """Evaluates and records the checkpoint's window, if the run stopped before that.
