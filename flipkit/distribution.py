@@ -167,18 +167,47 @@ class Distribution(keras.distribution.ModelParallel):
             found["replicated"] += part if part == value.nbytes else 0
         return found
 
+    def share(self) -> tuple[int, int]:
+        """Which part of each batch this process reads, (number, of how many).
+
+        Processes whose devices have the same rows read the same part.
+
+        Raises:
+            ConfigurationError: its devices have rows that are not neighbours.
+        """
+        if jax.process_count() == 1:
+            return 0, 1
+        owners = [{d.process_index for d in row} for row in self.device_mesh.backend_mesh.devices]
+        own = [place for place, processes in enumerate(owners) if jax.process_index() in processes]
+        number, rest = divmod(own[0], len(own))
+        if rest or len(owners) % len(own) or own != list(range(own[0], own[0] + len(own))):
+            raise ConfigurationError(
+                "Expected a mesh in which each process has neighbouring parts of the batch. Received: "
+                f"process {jax.process_index()} with parts {own} of {len(owners)}. List the devices of "
+                "a process one after another"
+            )
+        return number, len(owners) // len(own)
+
+    def check_batch(self, rows: int):
+        """Raises ConfigurationError if a batch can't be split equally."""
+        parts = self.parts[0]
+        if rows % parts:
+            raise ConfigurationError(
+                f"Expected batches of a multiple of {parts} rows, one part for each of {parts} devices. "
+                f"Received: a batch of {rows}"
+            )
+
     def get_data_layout(self, data_shape):
         """The batch's rows over the first axis of the mesh.
+
+        Args:
+            data_shape: of an array of a batch, or, on several hosts, of the part that this one reads.
 
         Raises:
             ConfigurationError: the rows can't be split equally.
         """
-        parts = self.parts[0]
-        if data_shape[0] is not None and data_shape[0] % parts:
-            raise ConfigurationError(
-                f"Expected batches of a multiple of {parts} rows, one part for each of {parts} devices. "
-                f"Received: a batch of {data_shape[0]}"
-            )
+        if data_shape[0] is not None:
+            self.check_batch(data_shape[0] * self.share()[1])
         return super().get_data_layout(data_shape)
 
     def get_variable_layout(self, variable):

@@ -230,6 +230,23 @@ def test_a_device_holds_its_own_rows_and_all_embeddings(fresh):
         assert shapes == ["56", "56,64"], name
 
 
+UNEVEN = """
+flip = model()
+flip.build()
+pictures = batch(5)["image"]
+alone = flip.encode_images(pictures)
+D.set_distribution(flipkit.Distribution(devices=jax.devices()[:3]))
+spread = model()
+spread.build()
+print(json.dumps(float(np.abs(spread.encode_images(pictures) - alone).max())))
+"""
+
+
+def test_any_number_of_pictures_is_embedded_on_any_number_of_devices(fresh):
+    """5 pictures on 3 devices."""
+    assert on_eight(fresh, MODEL + UNEVEN) < 1e-6
+
+
 REFUSED = """
 def told(make):
     D.set_distribution(None)

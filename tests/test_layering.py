@@ -29,6 +29,7 @@ FRAMEWORKS = {
 JAX = {
     "commands",
     "distribution",
+    "hosts",
     "layers",
     "losses",
     "models",

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flipkit import recipe
-from flipkit.commands import printing, shell
+from flipkit.commands import loopback, printing, shell
 from flipkit.errors import ConfigurationError, FlipkitError, UnknownName, nearest_path
 from flipkit.process import cache_programs
 from flipkit.settings import split_settings
@@ -27,6 +27,17 @@ _WORKDIR = flags.DEFINE_string(
 )
 _RECIPES = flags.DEFINE_bool(
     "recipes", False, "List the recipes that have a name, and exit.", flag_values=FLAGS
+)
+_HOSTS = flags.DEFINE_string(
+    "hosts",
+    None,
+    "Processes that train together, one on each host; without --host all start here. auto: found by JAX "
+    "on Cloud TPU, GKE and Slurm.",
+    flag_values=FLAGS,
+)
+_HOST = flags.DEFINE_integer("host", None, "Number of this host, from 0.", 0, flag_values=FLAGS)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of host 0, for --hosts.", flag_values=FLAGS
 )
 _LIST = flags.DEFINE_bool(
     "list", False, "List the settings of RECIPE and their meanings, and exit.", flag_values=FLAGS
@@ -47,6 +58,13 @@ def main(arguments):
         )
     name, *words = words
     function = recipe.load(name)
+    if not _LIST.value and {_HOSTS.value, _HOST.value, _COORDINATOR.value} != {None}:
+        count = _count_of_hosts()
+        if count and _HOST.value is None:
+            return loopback.start(arguments, count)
+        from flipkit import hosts  # imports Keras, too slow for a mistake above
+
+        hosts.join(_COORDINATOR.value, count, _HOST.value)
     parts = [word for word in words if _LIST.value and "=" not in word]
     run = recipe.make(function, split_settings(w for w in words if w not in parts))
     if _LIST.value:
@@ -56,10 +74,33 @@ def main(arguments):
     path = pathlib.Path(name)
     short = f"{path.parent.name}-again" if path.suffix == ".json" else path.stem
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{short}")
-    run.count_data()
-    console.print(run_table(run, name, workdir))
-    run.start(workdir, recipe=name, say=lambda text: printing.say(console, text))
+    from flipkit import hosts
+
+    with hosts.together():
+        run.count_data()
+        if hosts.is_first():
+            console.print(run_table(run, name, workdir))
+        run.start(workdir, recipe=name, say=lambda text: printing.say(console, text))
     return 0
+
+
+def _count_of_hosts() -> int | None:
+    """The number in --hosts; None for auto.
+
+    Raises:
+        ConfigurationError: no such number, or --host and --coordinator that do not fit it.
+    """
+    text, host, coordinator = _HOSTS.value, _HOST.value, _COORDINATOR.value
+    if text == "auto" and host is None and coordinator is None:
+        return None
+    count = int(text) if text and text.isdigit() else 0
+    if not count or (host is None) != (coordinator is None) or (host or 0) >= count:
+        raise ConfigurationError(
+            "Expected --hosts=N --host=I --coordinator=HOST:PORT, with I below N; --hosts=N alone, which "
+            f"starts all N on this machine; or --hosts=auto. Received: --hosts={text} --host={host} "
+            f"--coordinator={coordinator}"
+        )
+    return count
 
 
 def recipes_table() -> Table:

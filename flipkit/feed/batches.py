@@ -1,5 +1,8 @@
 """The batches of an opened feed: each a function of (seed, step)."""
 
+import dataclasses
+from typing import Any
+
 import absl.flags
 import grain
 import numpy as np
@@ -17,25 +20,52 @@ def _collate(slots):
     return batch, [reject for _, rejects in slots for reject in rejects]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Some rows of each batch, one after another: item i is row i % len(rows) of batch i // len(rows)."""
+
+    slots: Any  # `flipkit.feed.stream.Slots`
+    batch_size: int
+    start: int  # slot of the first batch's first row
+    rows: range
+
+    def __len__(self):
+        return len(self.slots)
+
+    def __getitem__(self, i):
+        batch, place = divmod(i, len(self.rows))
+        return self.slots[self.start + batch * self.batch_size + self.rows[place]]
+
+
 class Batches:
     """The batches of an opened feed: `batches.batch(step)`, or `fit(batches.from_step(0), ...)`.
+
+    Args:
+        slots: `flipkit.feed.stream.Slots`.
+        batch_size: rows of a whole batch.
+        first: slot of the first batch's first row.
+        rows: the rows of each batch that this process reads; None is all.
 
     Attributes:
         seen: samples returned so far.
         rejects: (slot, index in the data, reason) of every bad sample among them.
     """
 
-    def __init__(self, slots, batch_size, first=0):
+    def __init__(self, slots, batch_size, first=0, rows=None):
         self.slots, self.batch_size, self.first = slots, batch_size, first
+        self.rows = range(batch_size) if rows is None else rows
         self.seen, self.rejects = 0, []
 
     def batch(self, step: int) -> dict:
         """One step's `image`, uint8 (batch, height, width, 3), and `text`, int32 (batch, length), or
-        `label`, int32 (batch,), or `view`, as `image`: what the model reads.
+        `label`, int32 (batch,), or `view`, as `image`: what the model reads. Of a part, its rows alone.
         """
+        own = self._from(step)
+        return self._accounted(*_collate([own[i] for i in range(len(self.rows))]))
+
+    def _from(self, step):
         start = self.first + step * self.batch_size
-        examples = [self.slots[start + i] for i in range(self.batch_size)]
-        return self._accounted(*_collate(examples))
+        return _Rows(self.slots, self.batch_size, start, self.rows)
 
     def pictures(self, count: int) -> np.ndarray:
         """The first batch's first pictures, uint8 (count, height, width, 3); `seen` does not count them."""
@@ -48,9 +78,8 @@ class Batches:
         Threads or worker processes make batches ahead, always in the same order.
         """
         feed = self.slots.feed
-        start = self.first + step * self.batch_size
-        stream = grain.MapDataset.source(self.slots)[start:]
-        stream = stream.batch(self.batch_size, drop_remainder=True, batch_fn=_collate)
+        stream = grain.MapDataset.source(self._from(step))
+        stream = stream.batch(len(self.rows), drop_remainder=True, batch_fn=_collate)
         ahead = grain.ReadOptions(num_threads=feed.threads, prefetch_buffer_size=feed.threads + 1)
         stream = stream.to_iter_dataset(ahead)
         if feed.workers:
@@ -62,7 +91,7 @@ class Batches:
             yield (self._accounted(batch, rejects),)
 
     def _accounted(self, batch, rejects):
-        self.seen += self.batch_size
+        self.seen += len(self.rows)
         if rejects:
             self.rejects.extend(rejects)
             for slot, index, reason in rejects:

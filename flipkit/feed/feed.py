@@ -84,7 +84,18 @@ class Feed(Configurable):
                     f"Expected a whole number of at least {least}. Received: {name}={value!r}"
                 )
 
-    def open(self, data, model, batch_size, *, seed=0, first=0, image_size=None) -> "Batches":
+    def open(
+        self,
+        data,
+        model,
+        batch_size,
+        *,
+        seed=0,
+        first=0,
+        image_size=None,
+        process=0,
+        processes=1,
+    ) -> "Batches":
         """The batches of `data` for `model`.
 
         Args:
@@ -97,9 +108,12 @@ class Feed(Configurable):
             first: slot of the stream that the first batch begins with: pairs used before.
             image_size: pixels of the pictures, one side or (height, width); None is the size of
                 training, as in `FLIP(image_size=...)`, else the image tower's own.
+            process, processes: which part of each batch to read, and of how many: with 2, number 0 reads
+                the first half of its rows. A run on several hosts sets them.
 
         Raises:
-            ConfigurationError: the model can't read such batches, or `seed` is no seed.
+            ConfigurationError: the model can't read such batches, `seed` is no seed, or the batch has no
+                such parts.
             DataError: the data can't be read, or has fewer samples than a batch.
         """
         if model.reads is not None and model.reads not in READERS:
@@ -108,6 +122,11 @@ class Feed(Configurable):
             )
         reader = None if model.reads is None else READERS[model.reads].of(model, self)
         count = len(data)
+        if not 0 <= process < processes or batch_size % processes:
+            raise ConfigurationError(
+                "Expected a part of a batch whose rows can be split equally. Received: "
+                f"{process=} of {processes=}, batch_size={batch_size:,}"
+            )
         if batch_size > count:
             raise DataError(
                 f"A batch can't be larger than the data. Received: batch_size={batch_size:,} and "
@@ -122,7 +141,8 @@ class Feed(Configurable):
             interpolation=model.preprocessing.interpolation,
             seed=as_seed(seed),
         )
-        return Batches(slots, batch_size, first)
+        rows = batch_size // processes
+        return Batches(slots, batch_size, first, range(process * rows, (process + 1) * rows))
 
 
 def _is_share(value):

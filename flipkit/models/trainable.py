@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from flipkit import keras_inside, optimizers, paths
+from flipkit import hosts, keras_inside, optimizers, paths
 from flipkit.checks import sides
 from flipkit.distribution import Distribution
 from flipkit.errors import ConfigurationError
@@ -23,6 +23,8 @@ from flipkit.random import Seed, current_rows, initial_values
 
 if keras.backend.backend() == "jax":
     import jax  # value_and_grad: Keras's JAX trainer has no hook between gradient and update
+
+    from flipkit.models import over_hosts
 
 
 class Trainable(Fitting, Saving):
@@ -350,8 +352,13 @@ class Trainable(Fitting, Saving):
             self.build()
         count = len(next(iter(batch.values())))
         size = min(batch_size, max(8, 1 << max(count - 1, 0).bit_length()))
+        spread = keras.distribution.distribution()
+        parts = spread.device_mesh.shape[0] if spread else 1
+        size += -size % parts
         missing = -count % size if count else size
         filled = {name: _filled(x, missing) for name, x in batch.items()}
+        if hosts.count() > 1:
+            return over_hosts.rows(self, filled, output, size)[:count]
         return np.asarray(self.predict(filled, batch_size=size, verbose=0)[output][:count])
 
 

@@ -7,7 +7,7 @@ import shutil
 
 import keras
 
-from flipkit import files, keras_inside, optimizers
+from flipkit import files, hosts, keras_inside, optimizers
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
 from flipkit.records import drawing, messages
@@ -42,8 +42,9 @@ class Journal:
         self.say = say or (lambda line: None)
         self.seconds, self.last, self.rejected, self._board = 0.0, {}, 0, None
         self.programs: dict[int, int] = {}  # compiled for each phase that this process trained
+        self.writes = self.folder is not None and hosts.is_first()  # the others only read
         if self.folder is not None:
-            self._claim(record)
+            hosts.on_first(lambda: self._claim(record))
 
     def _claim(self, record):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,12 +77,15 @@ class Journal:
         if self.folder is None:
             return
         rows = [row for row in read_metrics(self.folder) if row["step"] <= step]
-        files.write(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
         self.seconds = rows[-1]["seconds"] if rows else 0.0
         self.last = dict(item for row in rows for item in row.items())
         rejects = _read_lines(self.folder / "rejects.jsonl")
         rejects = [reject for reject in rejects if reject["slot"] < self.last.get("samples", 0)]
         self.rejected = len(rejects)
+        hosts.gather(None)  # all have read
+        if not self.writes:
+            return
+        files.write(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
         if rejects or (self.folder / "rejects.jsonl").exists():
             lines = "".join(json.dumps(reject) + "\n" for reject in rejects)
             files.write(self.folder / "rejects.jsonl", lines)
@@ -95,7 +99,7 @@ class Journal:
         own.add(model.step.path)
         self.start = {"initial_weights": fingerprint(v for v in model.weights if v.path not in own)}
         self.say(f"Initial weights {self.start['initial_weights']}.")
-        if self.folder is not None:
+        if self.writes:
             files.write_json(self.folder / "start.json", self.start)
 
     def record(self, phases, here, logs, rejects) -> dict:
@@ -127,7 +131,7 @@ class Journal:
     def write(self, row):
         """Writes one line of metrics, and the same for TensorBoard."""
         self.last.update(row)
-        if self.folder is None:
+        if not self.writes:
             return
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -139,7 +143,7 @@ class Journal:
     def reject(self, rejects):
         """Writes bad samples: (slot, index, reason)."""
         self.rejected += len(rejects)
-        if self.folder is not None and rejects:
+        if self.writes and rejects:
             with (self.folder / "rejects.jsonl").open("a", encoding="utf-8") as file:
                 for slot, index, reason in rejects:
                     line = {"slot": slot, "index": index, "reason": reason}
@@ -147,7 +151,7 @@ class Journal:
 
     def show_masks(self, model, batches, phase):
         """Draws what the next steps keep of the first pictures: `masks_0.png` for phase 0."""
-        if self.folder is None or not getattr(model, "masks_images", False):
+        if not self.writes or not getattr(model, "masks_images", False):
             return
         pictures = batches.pictures(MASKED_PICTURES)
         first = int(model.step)
@@ -166,6 +170,8 @@ class Journal:
             return
         with optimizers.averaged_weights(model):
             save_model(model, self.folder / "model.keras")
+        if not self.writes:
+            return
         picture = drawing.draw_run(read_metrics(self.folder), self.folder / "summary.png")
         self.say(messages.summary(self.last))
         if self.programs:
@@ -197,14 +203,36 @@ def fingerprint(variables) -> str:
     digest = hashlib.sha256()
     for variable in sorted(variables, key=lambda v: v.path):
         digest.update(canonical(variable.path).encode())
-        digest.update(keras.ops.convert_to_numpy(variable).tobytes())
+        digest.update(hosts.whole(variable.value).tobytes())
     return digest.hexdigest()[:16]
 
 
 def save_model(model, path):
-    """Keras's `save`, written whole or not at all."""
+    """Keras's `save`, whole or not at all; of several hosts the first writes, without an optimizer."""
+    if hosts.count() > 1:
+        values = [hosts.whole(variable.value) for variable in model.variables]
+        if not hosts.is_first():
+            return
+        model = _copy(model, values)
     with files.whole(path) as part, keras_inside.without_tensorflow():
         model.save(part)
+
+
+def _copy(model, values):
+    """The model with these values of its variables, all of them on this host."""
+    spread = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        config = keras.saving.serialize_keras_object(model)
+        config.pop("compile_config", None)
+        copy = keras.saving.deserialize_keras_object(config)
+        if not copy.built:
+            copy.build()
+        for variable, value in zip(copy.variables, values, strict=True):
+            variable.assign(value)
+    finally:
+        keras.distribution.set_distribution(spread)
+    return copy
 
 
 def _differences(old, new, path=""):

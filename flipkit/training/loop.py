@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from flipkit import distribution, files, optimizers, position, registry, weights
+from flipkit import distribution, files, hosts, optimizers, position, registry, weights
 from flipkit.callbacks import check_all, evaluate_all
 from flipkit.errors import BadSample, ConfigurationError
 from flipkit.paths import canonical, select
@@ -25,7 +25,7 @@ TOKENIZER_TEXTS = 50_000  # captions that an untrained tokenizer learns from
 
 def train(description, workdir=None, *, recipe=None, say=None, pause=None):
     """Trains a run and returns its model: see `flipkit.Run.start`."""
-    say = say or (lambda line: None)
+    say = say if say and hosts.is_first() else lambda line: None
     with anew(description) as run:
         journal = Journal(workdir, run.record(recipe), say)
         try:
@@ -74,6 +74,11 @@ def anew(description):
             f"A run needs Keras's JAX backend; this process uses {keras.backend.backend()!r}. "
             "Set KERAS_BACKEND=jax."
         )
+    if hosts.count() > 1 and description.distribution is None:
+        raise ConfigurationError(
+            f"A run on {hosts.count()} hosts needs a distribution. Set distribution=data_parallel, or "
+            "fully_sharded. Received: distribution=None"
+        )
     # It starts the JAX backend, and comes before any object of Keras.
     keras.distribution.set_distribution(
         distribution.make(description.distribution, description.mesh)
@@ -119,9 +124,9 @@ class Loop:
             train_tokenizer(model, run.data, folder and folder / "tokenizer")
         spread = keras.distribution.distribution()
         for index, phase in enumerate(run.phases):  # a bad one raises before there are weights
-            self.batches(index)
             if spread is not None:
-                spread.get_data_layout((phase.batch_size,))
+                spread.check_batch(phase.batch_size)
+            self.batches(index)
         model.build()
         if source is not None:
             initial.take_weights(model, source, run.init)
@@ -131,7 +136,8 @@ class Loop:
 
     def batches(self, index):
         """The batches of phase `index`."""
-        run = self.run
+        run, spread = self.run, keras.distribution.distribution()
+        process, processes = (0, 1) if spread is None else spread.share()
         return run.feed.open(
             run.data,
             run.model,
@@ -139,6 +145,8 @@ class Loop:
             seed=run.seed,
             first=position.begin(run.phases, index).sample,
             image_size=model_settings(run.phases, index).get("image_size"),
+            process=process,
+            processes=processes,
         )
 
     def enter(self, index, previous=None):
@@ -283,7 +291,7 @@ class _Windows(keras.callbacks.Callback):
         self.begin = position.begin(self.run.phases, index)
         self.last = self.begin.step + self.run.phases[index].steps
         self.step, self.reported = self.begin.step + done, 0
-        self.bar = progress.display(loop.pause is None)
+        self.bar = progress.display(loop.pause is None and hosts.is_first())
 
     def on_train_begin(self, logs=None):
         self.bar.start()
@@ -300,7 +308,7 @@ class _Windows(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs: Any = None):
         loop, here = self.loop, self.run.position(self.step)
-        rejects = self.batches.rejects[self.reported :]
+        rejects = [r for own in hosts.gather(self.batches.rejects[self.reported :]) for r in own]
         self.reported = len(self.batches.rejects)
         if loop.saved is not None and loop.due(here, self.run.checkpoint_every):
             window = {"logs": {n: float(v) for n, v in logs.items()}, "rejects": rejects}
@@ -329,16 +337,22 @@ def train_tokenizer(model, data, folder=None):
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ConfigurationError("A run needs a tokenizer: FLIP(..., tokenizer='wordpiece')")
-    if not tokenizer.trained and folder is not None and folder.is_dir():
-        tokenizer.load_assets(folder)
-    if not tokenizer.trained:
-        step = max(1, len(data) // TOKENIZER_TEXTS)
-        texts = (_texts(data, i) for i in range(0, len(data), step))
-        tokenizer.train(itertools.chain.from_iterable(texts), model.text.vocab)
-    if folder is not None and not folder.is_dir():
-        with files.whole(folder) as part:
-            part.mkdir()
-            tokenizer.save_assets(part)
+
+    def train():
+        if not tokenizer.trained and folder is not None and folder.is_dir():
+            tokenizer.load_assets(folder)
+        if not tokenizer.trained:
+            step = max(1, len(data) // TOKENIZER_TEXTS)
+            texts = (_texts(data, i) for i in range(0, len(data), step))
+            tokenizer.train(itertools.chain.from_iterable(texts), model.text.vocab)
+        if folder is not None and not folder.is_dir():
+            with files.whole(folder) as part:
+                part.mkdir()
+                tokenizer.save_assets(part)
+
+    hosts.on_first(train)
+    if not hosts.is_first():
+        train()  # reads what the first has written
 
 
 def _texts(data, i):
