@@ -45,9 +45,9 @@ def distances(ratio, batch):
         values = [[v.value for v in getattr(model, name)] for name in names]
         own = [v.value for v in model.optimizer.variables]
         step = model.loss_and_gradient()
-        _, found = jax.jit(
-            lambda *values: step(*values, x, None, None, training=True, optimizer_variables=own)
-        )(*values)
+        given = {"training": True, "optimizer_variables": own}
+        program = jax.jit(lambda a, b, c: step(a, b, c, x, None, None, **given))
+        _, found = program(*values)
         known = zip(model.trainable_variables, found, strict=True)
         return np.concatenate([np.ravel(g) for v, g in known if v.name != "logit_scale"])
 
