@@ -80,6 +80,17 @@ def forgetting_variables():
         del waiting[before:]
 
 
+def reading_in(dtype: str | None):
+    """A context manager: inside it float variables are read in `dtype`; None is their own.
+
+    Keras opens one around each layer's call, so that what a variable's value is depends on the layer that
+    runs. When it goes: read values where no layer runs, or drop "of the dtype" and refuse mixed ones.
+    """
+    from keras.src.backend import AutocastScope
+
+    return AutocastScope(dtype)
+
+
 def layers_of(model) -> list:
     """Every layer of `model`, nested ones too. `model.layers` holds only the outer ones.
 

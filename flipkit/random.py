@@ -72,10 +72,15 @@ class Seed(keras.random.SeedGenerator):
         self.rows = rows
         self.name = "seed"
 
-    def named(self, name: str) -> "Seed":
-        """The seed of the component `name`: independent of every other name's."""
+    def named(self, name) -> "Seed":
+        """The seed of the component `name`: independent of every other name's.
+
+        Args:
+            name: a str, or its `name_key`, which may be traced.
+        """
+        key = name_key(name) if isinstance(name, str) else name
         child = object.__new__(Seed)
-        child.key = mix(ops.bitwise_xor(self.key, name_key(name)))
+        child.key = mix(ops.bitwise_xor(self.key, key))
         child.rows, child.name, child.upper = self.rows, name, self.upper
         return child
 

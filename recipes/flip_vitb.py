@@ -17,8 +17,8 @@ SIZES: dict[str, object] = {  # Table 9
     "model.text.depth": 12,
     "model.text.heads": 8,
     "model.dim": 512,
-    "model.image.remat": False,  # fits without
-    "model.text.remat": False,
+    "model.image.remat": "none",  # fits without
+    "model.text.remat": "none",
 }
 
 

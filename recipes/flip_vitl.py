@@ -36,7 +36,7 @@ def recipe(
         heads=12,
         dtype=dtype,  # BERT's uncased WordPiece
     )
-    image.remat = text.remat = True  # 65,536 pairs on 256 cores of 16 GB need it
+    image.remat = text.remat = "block"  # 65,536 pairs on 256 cores of 16 GB need it
     model = flipkit.FLIP(
         image, text, mask_ratio=mask_ratio, dim=768, tokenizer="wordpiece", dtype=dtype
     )

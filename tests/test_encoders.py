@@ -301,6 +301,8 @@ def test_it_sees_where_a_patch_is(tower):
         ({"dim": 12, "heads": 5}, "heads=5"),
         ({"activation": "gelu_tan"}, "'gelu_tanh'"),
         ({"impl": "flash"}, "impl='flash'"),
+        ({"remat": "blok"}, "remat='blok'. Did you mean 'block'"),
+        ({"remat": 1}, "remat=1"),
     ],
 )
 def test_vit_refuses_what_cannot_be(arguments, message):
@@ -446,9 +448,10 @@ def loss_and_gradient(layer, x, seed):
     return jax.jit(jax.value_and_grad(loss))([v.value for v in layer.trainable_variables])
 
 
-def test_remat_gives_the_same_loss_and_gradients():
+@pytest.mark.parametrize("remat", ["dots", "block"])
+def test_remat_gives_the_same_loss_and_gradients(remat):
     plain = vit(dropout=0.2)
-    again = like(flipkit.ViT(16, 4, **SMALL, dropout=0.2, remat=True), plain)
+    again = like(flipkit.ViT(16, 4, **SMALL, dropout=0.2, remat=remat), plain)
     x, seed = images(2), Seed(1)
     loss, gradients = loss_and_gradient(plain, x, seed)
     loss_again, gradients_again = loss_and_gradient(again, x, seed)
@@ -457,23 +460,38 @@ def test_remat_gives_the_same_loss_and_gradients():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_remat_keeps_less_for_the_backward_pass():
-    def residuals(remat):
-        layer = flipkit.ViT(16, 4, **SMALL, remat=remat)
-        layer.build()
-        values = [v.value for v in layer.trainable_variables]
+def kept_for_the_backward_pass(**changes):
+    """Shapes of what a training pass of a tower keeps for its backward pass, and their bytes."""
+    layer = flipkit.ViT(16, 4, **{**SMALL, "depth": 2, "impl": "einsum", **changes})
+    layer.build()
+    values = [v.value for v in layer.trainable_variables]
 
-        def call(values):
-            with keras.StatelessScope(
-                state_mapping=list(zip(layer.trainable_variables, values, strict=True))
-            ):
-                return ops.sum(layer(images(2), training=True))
+    def call(values):
+        with keras.StatelessScope(
+            state_mapping=list(zip(layer.trainable_variables, values, strict=True))
+        ):
+            return ops.sum(layer(images(2), training=True))
 
-        return sum(
-            v.size for v in jax.tree.leaves(jax.eval_shape(lambda w: jax.vjp(call, w)[1], values))
-        )
+    kept = jax.tree.leaves(jax.eval_shape(lambda w: jax.vjp(call, w)[1], values))
+    return {v.shape for v in kept}, sum(v.size * v.dtype.itemsize for v in kept)
 
-    assert residuals(True) < residuals(False)
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_remat_keeps_less_for_the_backward_pass(scan):
+    none, dots, block = (
+        kept_for_the_backward_pass(remat=remat, scan=scan) for remat in ("none", "dots", "block")
+    )
+    assert block[1] < dots[1] < none[1]
+    scores = (2, 2, 2, 17, 17) if scan else (2, 2, 17, 17)  # (batch, heads, tokens, tokens)
+    assert scores in none[0]
+    assert scores not in dots[0] | block[0]
+    assert ((2, 34, 64) if scan else (34, 64)) in dots[0]  # the MLP's hidden units, before GELU
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, "block"), (False, "none"), (None, "none")])
+def test_remat_may_be_what_older_configs_hold(old, new):
+    tower = flipkit.ViT(16, 4, **SMALL, remat=old)
+    assert tower.remat == tower.get_config()["remat"] == new
 
 
 def test_initial_values_are_flips():
@@ -514,11 +532,12 @@ def test_each_pattern_of_the_layout_matches_matrices_of_its_rank(layer):
     [
         flipkit.ViT(
             (16, 8), 4, 16, 2, 2, positions="learned", class_token=False, pool="mean_patches",
-            mlp_dim=8, activation="gelu", dropout=0.1, drop_path=0.2, impl="fused", remat=True,
+            mlp_dim=8, activation="gelu", dropout=0.1, drop_path=0.2, impl="fused", remat="dots",
         ),
         flipkit.TextTransformer(
             9, 4, 16, 1, 4, causal=True, pool="eos", eos=3, mask_padding=True, mlp_dim=8,
-            activation="quick_gelu", dropout=0.1, drop_path=0.2, impl="einsum", remat=True,
+            activation="quick_gelu", dropout=0.1, drop_path=0.2, impl="einsum", remat="block",
+            scan=True,
             dtype="mixed_bfloat16", name="words",
         ),
     ],
@@ -541,7 +560,7 @@ def test_towers_work_in_functional_keras_models(tower, texts, close):
 
 
 def test_a_tower_with_dropout_and_remat_trains_in_a_plain_keras_model():
-    tower = flipkit.ViT(16, 4, **SMALL, dropout=0.1, remat=True)
+    tower = flipkit.ViT(16, 4, **SMALL, dropout=0.1, remat="block")
     model = keras.Sequential([keras.Input((16, 16, 3)), tower, keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     history = model.fit(images(4), np.ones((4, 1)), batch_size=2, verbose=0).history

@@ -57,6 +57,24 @@ def test_a_copy_made_for_its_shapes_never_gets_values():
     assert all(variable._value is None for variable in copy.weights)
 
 
+def test_a_variable_is_read_in_the_dtype_of_the_layer_that_runs_or_in_another():
+    dtypes = []
+
+    class Reading(keras.layers.Layer):
+        def build(self, input_shape):
+            self.weight = self.add_weight(shape=(1,), name="weight")
+
+        def call(self, x):
+            for dtype in (None, "float16"):
+                with keras_inside.reading_in(dtype):
+                    dtypes.append(str(self.weight.value.dtype))
+            dtypes.append(str(self.weight.value.dtype))
+            return x
+
+    Reading(dtype="mixed_bfloat16")(np.ones((1, 1)))
+    assert dtypes == ["float32", "float16", "bfloat16"]
+
+
 def test_all_layers_of_a_model_are_found(tiny):
     found = keras_inside.layers_of(tiny())
     assert {"attention", "mlp", "out"} <= {layer.name for layer in found}

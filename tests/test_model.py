@@ -555,7 +555,7 @@ def test_the_norm_of_gradients_is_logged_before_they_are_clipped(tiny, pairs):
 @pytest.fixture(scope="module")
 def exotic(tiny, pairs):
     """Everything at once: bfloat16, remat, dropout, both maskers, moving averages, validation."""
-    tower = {"dtype": "mixed_bfloat16", "remat": True, "dropout": 0.1, "drop_path": 0.1}
+    tower = {"dtype": "mixed_bfloat16", "remat": "block", "dropout": 0.1, "drop_path": 0.1}
     model = tiny(
         image=tower, text=tower, text_masker="random", text_mask_ratio=0.5, dtype="mixed_bfloat16"
     )

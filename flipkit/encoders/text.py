@@ -19,7 +19,7 @@ class TextTransformer(Transformer):
         vocab: rows of the token table.
         length: tokens per text.
         dim, depth, heads, mlp_dim, dropout, drop_path, activation, norm_epsilon, impl, remat,
-            layer_scale: as in `ViT`.
+            layer_scale, scan: as in `ViT`.
         causal: whether a token sees only earlier ones (CLIP) or all (FLIP).
         pool: "first" token (the official FLIP), "last" token, "eos": the token `eos`, "mean" of all
             tokens that are no padding.

@@ -4,8 +4,7 @@ import keras
 
 from flipkit import checks
 from flipkit.errors import ConfigurationError, nearest
-from flipkit.layers import TransformerBlock, layer_norm
-from flipkit.random import current_seed, seed_scope
+from flipkit.layers import TransformerBlock, layer_norm, stack
 
 # How to split weights over a mesh axis named "model": (path pattern, axes of the variable).
 TRANSFORMER_LAYOUT = (
@@ -45,8 +44,9 @@ class Transformer(keras.layers.Layer):
         drop_path=0.0,
         norm_epsilon=1e-6,
         impl="auto",
-        remat=False,
+        remat="none",
         layer_scale=None,
+        scan=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -57,7 +57,8 @@ class Transformer(keras.layers.Layer):
         checks.number(above=0, norm_epsilon=norm_epsilon)
         self.dim, self.depth, self.heads, self.mlp_dim = dim, depth, heads, mlp_dim
         self.activation, self.causal, self.impl = activation, causal, impl
-        self.dropout, self.drop_path, self.remat = dropout, drop_path, remat
+        self.dropout, self.drop_path = dropout, drop_path
+        self.remat, self.scan = stack.checked_remat(remat), stack.checked_scan(scan)
         self.norm_epsilon, self.layer_scale = norm_epsilon, layer_scale
         self.blocks = [
             TransformerBlock(
@@ -88,20 +89,16 @@ class Transformer(keras.layers.Layer):
 
     def _transform(self, x, mask=None, training=False):
         """The blocks, without the final norm."""
-        for block in self.blocks:
-            if self.remat and training:
-                # Activations inside a block are computed again in the backward pass: with the same
-                # seed, drawn outside, since no state may change inside.
-                seed = current_seed() or block.seed()
 
-                def again(x, block=block, seed=seed):
-                    with seed_scope(seed):
-                        return block(x, mask=mask, training=True)
+        def step(block, x):
+            return block(x, mask=mask, training=training), None
 
-                x = keras.remat(again)(x)
-            else:
-                x = block(x, mask=mask, training=training)
-        return x
+        return self._through(step, x, training)[0]
+
+    def _through(self, step, x, training=False):
+        """`step` with each block in turn, as `flipkit.layers.stack.apply_in_turn` has it."""
+        how = {"training": training, "remat": self.remat, "scan": self.scan}
+        return stack.apply_in_turn(self.blocks, step, x, **how)
 
     def layout(self):
         """How a mesh axis "model" may split the weights: ((path pattern, axes), ...)."""
@@ -109,7 +106,7 @@ class Transformer(keras.layers.Layer):
 
     def _transformer_config(self):
         names = ("dim", "depth", "heads", "mlp_dim", "activation", "dropout", "drop_path")
-        names += ("norm_epsilon", "impl", "remat", "layer_scale")
+        names += ("norm_epsilon", "impl", "remat", "layer_scale", "scan")
         return {name: getattr(self, name) for name in names}
 
     def compute_output_shape(self, input_shape, **kwargs):

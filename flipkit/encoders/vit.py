@@ -43,7 +43,14 @@ class ViT(Transformer):
         final_norm: "before_pool", on every token, or "after_pool", on the pooled one.
         dropout, drop_path, activation, norm_epsilon, impl, layer_scale: as in
             `flipkit.TransformerBlock`; drop_path grows from 0 at the first block to its value at the last.
-        remat: whether the backward pass computes a block's activations again instead of keeping them.
+        remat: which of a block's activations the backward pass keeps; it computes the others again. "none":
+            all that it needs. "dots": products with weights, so that it repeats norms, activations and
+            attention's scores, whose number is the square of the tokens. "block": the block's input alone,
+            for about a third more FLOPs. True and False are "block" and "none". "dots" needs JAX.
+        scan: whether the blocks are one `jax.lax.scan`, so that a deep tower compiles as fast as one block.
+            Weights keep their names and shapes: they are stacked within each step, which takes memory for a
+            copy of the blocks' weights. Outputs and gradients are equal, but for rounding, and so are the
+            masks of dropout inside `flipkit.random.seed_scope`. Needs JAX, and blocks of one structure.
 
     Call arguments:
         x: float pixels (batch, height, width, channels), or patches (batch, kept, pixels), already
@@ -178,13 +185,16 @@ class ViT(Transformer):
         From the class token if the tower pools it (A-CLIP, arXiv 2212.08653), else from all tokens alike.
         The shares of a token sum to 1, some of it to the class token.
         """
-        x, paid = self._embed(x, ids, grid), []
-        for block in self.blocks:
+
+        def step(block, x):
             seen = block.attention_norm(x)
             asking = seen[:, :1] if self.pool == "class" else seen
-            paid.append(ops.mean(block.attention.shares(seen, queries=asking), axis=(1, 2)))
-            x = block(x)  # XLA compiles once what it shares with the attention
-        return ops.mean(ops.stack(paid), axis=0)[:, int(self.class_token) :]
+            paid = ops.mean(block.attention.shares(seen, queries=asking), axis=(1, 2))
+            return block(x), paid  # XLA compiles once what it shares with the attention
+
+        _, paid = self._through(step, self._embed(x, ids, grid))
+        paid = paid if self.scan else ops.stack(paid)
+        return ops.mean(paid, axis=0)[:, int(self.class_token) :]
 
     def _embed(self, x, ids, grid):
         """The input of the first block, (batch, tokens, dim)."""

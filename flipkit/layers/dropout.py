@@ -1,12 +1,34 @@
 """Dropout whose choice for a row is the same in any batch."""
 
+import contextlib
+import contextvars
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 from keras import ops
 
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
-from flipkit.random import Seed, current_seed, mix
+from flipkit.random import Seed, current_seed, mix, name_key
 from flipkit.registry import register
+
+_others: contextvars.ContextVar[Any] = contextvars.ContextVar("flipkit_dropouts", default=None)
+
+
+@contextlib.contextmanager
+def dropping_as(others: Mapping[str, tuple[Any, Any]]):
+    """Inside it a `Dropout` drops in training what another one would: see `flipkit.layers.stack`.
+
+    Args:
+        others: {path of the layer that is called: (int32 key of the other's name, its float32 rate)}, both
+            of them scalars that may be traced.
+    """
+    token = _others.set(others)
+    try:
+        yield
+    finally:
+        _others.reset(token)
 
 
 @register
@@ -44,9 +66,14 @@ class Dropout(keras.layers.Layer):
                 full if n is None else n for full, n in zip(shape, self.noise_shape, strict=True)
             ]
         seed = current_seed()
-        seed = self.draw() if seed is None else seed.named(canonical(self.path))
-        noise = seed.uniform(shape)
-        return ops.where(noise >= self.rate, x / (1 - self.rate), ops.zeros_like(x))
+        key, rate = (_others.get() or {}).get(self.path, (self.key, self.rate))
+        noise = (self.draw() if seed is None else seed.named(key)).uniform(shape)
+        return ops.where(noise >= rate, x / ops.cast(1 - rate, x.dtype), ops.zeros_like(x))
+
+    @property
+    def key(self) -> int:
+        """The layer's name, as `flipkit.Seed.named` takes it."""
+        return name_key(canonical(self.path))
 
     def draw(self) -> Seed:
         """The next seed of the layer's own generator."""

@@ -7,7 +7,7 @@ import shutil
 
 import keras
 
-from flipkit import files, hosts, keras_inside, optimizers
+from flipkit import files, hosts, keras_inside, optimizers, registry
 from flipkit.errors import ConfigurationError
 from flipkit.paths import canonical
 from flipkit.records import drawing, messages
@@ -22,7 +22,7 @@ NOT_COMPARED = (
     "distribution",
     "mesh",
 )
-NOWHERE_COMPARED = {"microbatch"}
+NOWHERE_COMPARED = {"microbatch", "remat", "scan"}
 
 
 class Journal:
@@ -50,7 +50,10 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "run.json"
         if path.exists() and self._begun():
-            differing = _differences(files.read_json(path)["run"], record["run"])
+            old, new = files.read_json(path)["run"], record["run"]
+            differing = _differences(old, new)
+            if differing:  # an earlier flipkit may have had fewer settings, or other forms of them
+                differing = _differences(_renewed(old), _renewed(new))
             if differing:
                 shown = "\n  ".join(differing[:10])
                 raise ConfigurationError(
@@ -223,9 +226,9 @@ def _copy(model, values):
     spread = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:
-        config = keras.saving.serialize_keras_object(model)
+        config = registry.serialize(model)
         config.pop("compile_config", None)
-        copy = keras.saving.deserialize_keras_object(config)
+        copy = registry.deserialize(config)
         if not copy.built:
             copy.build()
         for variable, value in zip(copy.variables, values, strict=True):
@@ -233,6 +236,11 @@ def _copy(model, values):
     finally:
         keras.distribution.set_distribution(spread)
     return copy
+
+
+def _renewed(config):
+    """The config of objects made from a run's config: each setting is there, in its present form."""
+    return json.loads(json.dumps(registry.serialize(registry.deserialize(config))))
 
 
 def _differences(old, new, path=""):

@@ -23,6 +23,7 @@ _FREE = {
     "mlp_dim",  # None stands for a number; another shape is refused anyway
     "name",
     "remat",
+    "scan",
     "seed",
     "temperature",
     "text_mask_ratio",
