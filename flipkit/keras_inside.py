@@ -91,6 +91,17 @@ def reading_in(dtype: str | None):
     return AutocastScope(dtype)
 
 
+def lay_out(variable):
+    """Gives `variable` the layout that the distribution in force has for it; returns that layout.
+
+    Keras does so when a variable gets its first value, and a variable that is planned gets none. An
+    optimizer gives its moments the layout of the variable that they belong to, if it has one already. When
+    it goes: make the layouts with `Distribution.get_variable_layout`, and match moments by their names.
+    """
+    variable._initialize_layout()
+    return variable._layout
+
+
 def layers_of(model) -> list:
     """Every layer of `model`, nested ones too. `model.layers` holds only the outer ones.
 

@@ -73,10 +73,37 @@ def skip_fusion_emitters():
         os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {given}".rstrip()
 
 
+def describe_tpus():
+    """Lets libtpu, a compiler for TPUs, work where no TPU is, and without its own messages.
+
+    Call it before JAX loads libtpu, and in processes alone that need no TPU.
+    """
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server of a cloud for a TPU
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock protects chips; a compiler needs none
+        "TPU_ACCELERATOR_TYPE": "v3-8",  # any, or it complains; the topology decides
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3",
+    }
+
+
+def simulate_devices(count: int):
+    """Makes JAX divide the CPU into so many devices. Call it before JAX starts."""
+    given = os.environ.get("XLA_FLAGS", "")
+    flag = f"--xla_force_host_platform_device_count={count}"
+    os.environ["XLA_FLAGS"] = f"{given} {flag}".lstrip()  # of two, XLA takes the last one
+
+
+def cache_folder(name: str) -> pathlib.Path:
+    """The folder of this user's cache of that name: `~/.cache/flipkit/NAME`, or `$FLIPKIT_CACHE/NAME`."""
+    folder = os.environ.get("FLIPKIT_CACHE", pathlib.Path.home() / ".cache" / "flipkit")
+    return pathlib.Path(folder) / name
+
+
 def cache_programs():
     """Keeps compiled programs between processes, so that a resumed run starts at once."""
     import jax
 
-    folder = os.environ.get("FLIPKIT_CACHE", pathlib.Path.home() / ".cache" / "flipkit")
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder) / "programs"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder("programs")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -3,21 +3,62 @@
 RECIPE and name=value are those of `flipkit run`. Prints parameters, tokens and FLOPs per pair, what
 masking saves, and each phase's steps and learning rate. It computes them from the model's shapes,
 without weights, an accelerator or data.
+
+    flipkit plan flip_vitl --topology v3:8x16
+    flipkit plan flip_vitb --topology v5e:1x1 --microbatch 0,256 --largest batch_size=2048
+
+With --topology it compiles the run's own step for devices that need not be there: TPUs (v2, v3, v4, v5e,
+v5p, v6e, by their chips: v5e:16x16), or CPU devices (cpu:8). It prints memory, FLOPs, collectives and a
+forecast of the time for each mask ratio. GPUs (gpu:h100x8) are planned by formula. docs/planning.md
+explains the columns.
 """
 
 import pathlib
+import types
 
 from absl import flags
 from rich.table import Table
 
 from flipkit import files, recipe
 from flipkit.checks import sides
-from flipkit.commands import printing, shell
+from flipkit.commands import plan_ahead, printing, shell
 from flipkit.errors import ConfigurationError
 from flipkit.settings import split_settings
 
 FLAGS = shell.Flags()
 _JSON = flags.DEFINE_string("json", None, "File to write the numbers to.", flag_values=FLAGS)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Chips to plan for, such as v3:8x16.", flag_values=FLAGS
+)
+_MESH = flags.DEFINE_string(
+    "mesh", None, "Parts of each batch x parts of each block, such as 64x4.", flag_values=FLAGS
+)
+_PHASE = flags.DEFINE_integer("phase", 0, "Number of the phase.", flag_values=FLAGS)
+_MASKS = flags.DEFINE_string(
+    "masks", None, "Mask ratios; default: 0, 0.5, 0.75 and the run's.", flag_values=FLAGS
+)
+_REMAT = flags.DEFINE_string(
+    "remat",
+    None,
+    "none,dots,block: what the backward pass computes again; default: the run's own, then stronger ones "
+    "until it fits.",
+    flag_values=FLAGS,
+)
+_MICROBATCH = flags.DEFINE_string(
+    "microbatch", None, "Pairs that pass the towers at a time; 0 is all.", flag_values=FLAGS
+)
+_LARGEST = flags.DEFINE_bool(
+    "largest", False, "Also search the largest batch that fits.", flag_values=FLAGS
+)
+_UTILISATION = flags.DEFINE_float(
+    "utilisation", 0.4, "Share of the peak FLOP/s to expect.", flag_values=FLAGS
+)
+_PRICE = flags.DEFINE_float("price", None, "Price of a chip for an hour.", flag_values=FLAGS)
+_PLOT = flags.DEFINE_string("plot", None, "Picture to draw, a .png.", flag_values=FLAGS)
+_CACHE = flags.DEFINE_bool(
+    "cache", True, "Keep results of compiles; --nocache compiles anew.", flag_values=FLAGS
+)
+_NEEDS_TOPOLOGY = (_MESH, _MASKS, _REMAT, _MICROBATCH, _LARGEST, _PRICE, _PLOT)
 
 
 def main(arguments):
@@ -30,7 +71,42 @@ def main(arguments):
             f"Known: {', '.join(recipe.names())}."
         )
     name, *settings = words
-    run = recipe.make(recipe.load(name), split_settings(settings))
+
+    def run():
+        return recipe.make(recipe.load(name), split_settings(settings))
+
+    if _TOPOLOGY.value is not None:
+        return plan_ahead.plan(run, name, _options(), console)
+    for flag in _NEEDS_TOPOLOGY:
+        if flag.value:
+            raise ConfigurationError(f"--{flag.name} needs --topology, such as v3:8x16")
+    return _count(run(), name, console)
+
+
+def _options():
+    """The values of the flags for a plan ahead."""
+    if not 0 < _UTILISATION.value <= 1:
+        raise ConfigurationError(
+            f"Expected a share above 0 and up to 1. Received: --utilisation {_UTILISATION.value:g}"
+        )
+    return types.SimpleNamespace(
+        topology=_TOPOLOGY.value,
+        mesh=_MESH.value,
+        phase=_PHASE.value,
+        masks=plan_ahead.numbers(_MASKS.value, "masks"),
+        remat=None if _REMAT.value is None else _REMAT.value.split(","),
+        microbatch=plan_ahead.numbers(_MICROBATCH.value, "microbatch", int) or [None],
+        largest=_LARGEST.value,
+        utilisation=_UTILISATION.value,
+        price=_PRICE.value,
+        json=_JSON.value,
+        plot=_PLOT.value,
+        cache=_CACHE.value,
+    )
+
+
+def _count(run, name, console):
+    """Prints the numbers that follow from shapes alone."""
     from flipkit import planning  # imports Keras, too slow for a mistake above
 
     plan = planning.plan(run)

@@ -127,10 +127,10 @@ class Attention(keras.layers.Layer):
             return self.impl
         if keras.backend.backend() == "torch":  # which lists no devices, as of Keras 3.15
             return "fused"
-        on_gpu = keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
-        if on_gpu and keras.backend.backend() == "jax":
-            on_gpu = kernels.has_kernel(self.compute_dtype, self.head_dim)
-        return "fused" if on_gpu else "einsum"
+        fused = kernels.on_gpu()
+        if fused and keras.backend.backend() == "jax":
+            fused = kernels.has_kernel(self.compute_dtype, self.head_dim)
+        return "fused" if fused else "einsum"
 
     def _can_fuse(self, mask, asking):
         """Whether lengths can express `mask`, and scores would take more memory than queries."""

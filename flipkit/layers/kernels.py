@@ -1,9 +1,30 @@
 """Attention of heads, (batch, tokens, heads, head_dim): by its scores, or by a kernel without them."""
 
+import contextlib
+import contextvars
+
 import keras
 from keras import ops
 
 NOT_ALLOWED = -1e30
+
+_platform = contextvars.ContextVar("flipkit_platform", default=None)
+
+
+@contextlib.contextmanager
+def platform_scope(name: str):
+    """Inside it programs are traced for another platform than this process computes on: "tpu", "cpu"."""
+    token = _platform.set(name)
+    try:
+        yield name
+    finally:
+        _platform.reset(token)
+
+
+def on_gpu() -> bool:
+    """Whether a program that is traced now will run on a GPU."""
+    platform = _platform.get() or keras.distribution.list_devices()[0]
+    return platform.startswith(("gpu", "cuda"))
 
 
 def shares(query, key, allowed=None):

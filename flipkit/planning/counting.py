@@ -22,10 +22,11 @@ def flops(function, *inputs) -> int:
     Raises:
         ConfigurationError: a product is inside a loop whose number of iterations no shape determines.
     """
-    return _count(jax.make_jaxpr(function)(*inputs).jaxpr)
+    return flops_of(jax.make_jaxpr(function)(*inputs).jaxpr)
 
 
-def _count(program):
+def flops_of(program) -> int:
+    """Counts the FLOPs of a traced program, a jaxpr, as `flops` does: those of all devices together."""
     return sum(_flops_of_equation(equation) for equation in program.eqns)
 
 
@@ -40,9 +41,13 @@ def _flops_of_equation(equation):
         features = right[params["dimension_numbers"].rhs_spec[0]]
         zeros = math.prod(params["lhs_dilation"])  # in the gradient of a convolution with strides
         return 2 * outputs * math.prod(right) // features // zeros
-    counts = [_count(program) for value in params.values() for program in _programs(value)]
+    counts = [flops_of(program) for value in params.values() for program in _programs(value)]
     if name == "cond":
         return max(counts)
+    if name == "shard_map":  # its program is that of one device
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"]) * sum(
+            counts
+        )
     if name == "scan":
         return params["length"] * sum(counts)
     if name in ("while", "pallas_call") and any(counts):

@@ -135,6 +135,16 @@ class Run(Configurable):
         """Everything that can be overridden: {dotted path: value}, components as their class."""
         return configs.paths(self)
 
+    def anew(self) -> "Run":
+        """The same run with every object made again and its model seeded, to be trained or planned.
+
+        Call it where the run's distribution is in force.
+        """
+        run = type(self).from_config(self.get_config())
+        if run.model.seed is None:
+            run.model.seed = run.seed
+        return run
+
     def position(self, step: int) -> Position:
         """Where the run is after `step` steps."""
         return positions.at(self.phases, step)

@@ -10,14 +10,14 @@ from typing import Any
 
 import keras
 
-from flipkit import distribution, files, hosts, optimizers, position, registry, weights
+from flipkit import distribution, files, hosts, optimizers, position, weights
 from flipkit.callbacks import check_all, evaluate_all
 from flipkit.errors import BadSample, ConfigurationError
 from flipkit.paths import canonical, select
 from flipkit.records import messages, progress
 from flipkit.records.checkpoints import Checkpoints
 from flipkit.records.journal import Journal
-from flipkit.training.phase import model_settings, optimizer_steps
+from flipkit.training.phase import compile_phase, model_settings
 from flipkit.weights import initial
 
 TOKENIZER_TEXTS = 50_000  # captions that an untrained tokenizer learns from
@@ -84,10 +84,7 @@ def anew(description):
         distribution.make(description.distribution, description.mesh)
     )
     try:
-        run = type(description).from_config(description.get_config())
-        if run.model.seed is None:
-            run.model.seed = run.seed
-        yield run
+        yield description.anew()
     finally:
         keras.distribution.set_distribution(None)
 
@@ -151,19 +148,11 @@ class Loop:
 
     def enter(self, index, previous=None):
         """Readies the model for phase `index`; `previous` is the optimizer of the one before."""
-        run, phase = self.run, self.run.phases[index]
-        for name, setting in model_settings(run.phases, index).items():
-            setattr(run.model, name, setting)
-        config = run.optimizer.get_config()
-        if phase.schedule is not None:
-            start = optimizer_steps(run.phases, index)
-            config["learning_rate"] = phase.schedule.bind(phase.batch_size, phase.samples, start)
-        optimizer = type(run.optimizer).from_config(registry.serialize(config))
-        run.model.compile(optimizer, loss=run.loss, microbatch=phase.microbatch)
-        optimizer.build(run.model.trainable_variables)
+        optimizer, variables = compile_phase(self.run, index), self.run.model.trainable_variables
+        optimizer.build(variables)
         optimizers.keep_weights(optimizer)  # the next phase, and a resumed run, train on from them
-        if previous is not None and phase.optimizer == "kept":
-            optimizers.take_moments(optimizer, previous, run.model.trainable_variables)
+        if previous is not None and self.run.phases[index].optimizer == "kept":
+            optimizers.take_moments(optimizer, previous, variables)
 
     def _source(self):
         """The model whose weights the run begins with, or None."""

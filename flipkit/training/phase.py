@@ -8,7 +8,7 @@ from flipkit.checks import Size, as_size
 from flipkit.errors import ConfigurationError, UnknownName, nearest
 from flipkit.maskers import kept_count
 from flipkit.paths import checked_patterns
-from flipkit.registry import Configurable, register
+from flipkit.registry import Configurable, register, serialize
 from flipkit.schedules import Stretch
 
 # Settings of the model; None keeps the value of the phase before.
@@ -173,3 +173,24 @@ def optimizer_steps(phases, index) -> int:
     for before, phase in itertools.pairwise(phases[: index + 1]):
         steps = steps + before.steps if phase.optimizer == "kept" else 0
     return steps
+
+
+def compile_phase(run, index):
+    """Gives a run's model the settings of phase `index` and compiles it with the phase's optimizer.
+
+    Args:
+        run: a `flipkit.Run` whose objects were made for training, or for planning.
+
+    Returns:
+        The optimizer. It is not built: it has no moments yet.
+    """
+    phase = run.phases[index]
+    for name, setting in model_settings(run.phases, index).items():
+        setattr(run.model, name, setting)
+    config = run.optimizer.get_config()
+    if phase.schedule is not None:
+        start = optimizer_steps(run.phases, index)
+        config["learning_rate"] = phase.schedule.bind(phase.batch_size, phase.samples, start)
+    optimizer = type(run.optimizer).from_config(serialize(config))
+    run.model.compile(optimizer, loss=run.loss, microbatch=phase.microbatch)
+    return optimizer

@@ -1,0 +1,67 @@
+"""What to change where a step does not fit, from the rows that were measured."""
+
+from flipkit.planning.chips import GIB
+from flipkit.planning.variants import REMATS
+
+
+def advice(rows, largest=None) -> list[str]:
+    """Returns sentences: for each row that does not fit, how much it needs, and what is known to fit.
+
+    Args:
+        rows: of `flipkit.planning.Ahead`.
+        largest: the row of the largest batch that fits, if it was searched.
+    """
+    found = []
+    groups: dict[tuple, list] = {}
+    for row in rows:
+        groups.setdefault((row["mask_ratio"], row["microbatch"]), []).append(row)
+    for group in groups.values():
+        first = group[0]
+        if not first["fits"]:
+            found.append(f"{_needs(first)} {_remedy(first, group, rows, largest)}")
+    return found
+
+
+def _needs(row):
+    memory = row["memory"]
+    where = "" if row["mask_ratio"] is None else f"At mask ratio {row['mask_ratio']:g} and "
+    what = f"{where}batch {row['batch_size']:,}, remat={row['remat']}" if row["remat"] else where
+    what = what[0].upper() + what[1:] if what else f"Batch {row['batch_size']:,}"
+    if memory["needed"] is None:
+        return f"{what} does not fit: {row['problem']}."
+    return f"{what} needs {gib(memory['needed'])} of {gib(memory['limit'])} GiB."
+
+
+def _remedy(row, group, rows, largest):
+    fitting = [other for other in group if other["fits"]]
+    if fitting:
+        best = min(fitting, key=lambda other: REMATS.index(other["remat"]))
+        return f"remat={best['remat']} fits, in {gib(best['memory']['peak'])} GiB."
+    masked = [
+        other
+        for other in rows
+        if other["fits"] and (other["mask_ratio"] or 0) > (row["mask_ratio"] or 0)
+    ]
+    options = []
+    if masked:
+        least = min(masked, key=lambda other: other["mask_ratio"])
+        options.append(
+            f"mask ratio {least['mask_ratio']:g} with remat={least['remat']}, which fits"
+        )
+    arguments, limit = row["memory"]["arguments"], row["memory"]["limit"]
+    parts = row["mesh"][0]
+    if row["layout"] == "data_parallel" and parts > 1 and arguments > 0.1 * limit:
+        options.append(
+            f"distribution=fully_sharded, which leaves about {gib(arguments / parts)} of the "
+            f"{gib(arguments)} GiB of weights and moments on a device"
+        )
+    if row["microbatch"] is None:
+        options.append("a microbatch, for one more forward pass")
+    size = f", {largest['batch_size']:,} at most" if largest else " (--largest finds it)"
+    options.append(f"a smaller batch{size}")
+    return f"Try {'; or '.join(options)}."
+
+
+def gib(size) -> str:
+    """Returns bytes as GiB, with two digits after the point at most."""
+    return f"{size / GIB:.1f}" if size >= 10 * GIB else f"{size / GIB:.2f}"
