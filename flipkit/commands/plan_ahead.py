@@ -177,12 +177,13 @@ def _shown(title, ahead, rows):
 
 def steps_table(rows, ahead, title) -> Table:
     """Returns the table of a step: memory, FLOPs, time, and the whole run."""
-    from flipkit.planning.advice import gib
+    from flipkit.planning.units import unit_of
 
+    unit = unit_of(row["memory"]["needed"] or row["memory"]["peak"] for row in rows)
     micro = any(row["microbatch"] for row in rows)
     timed = rows[0]["seconds"]["step"] is not None
     columns = ["mask ratio", "remat", *(["microbatch"] if micro else []), "batch"]
-    columns += ["arguments", "temporaries", "peak GiB", "fits", "TFLOPs"]
+    columns += ["arguments", "temporaries", f"peak, {unit.name}", "fits", "TFLOPs"]
     if timed:
         columns += ["sent MiB", "step s", "pairs/s", "hours", "chip-hours"]
     if ahead.price is not None and timed:
@@ -194,9 +195,9 @@ def steps_table(rows, ahead, title) -> Table:
         cells = ["" if row["mask_ratio"] is None else f"{row['mask_ratio']:g}", row["remat"] or ""]
         cells += [f"{row['microbatch']:,}" if row["microbatch"] else ""] if micro else []
         cells += [f"{row['batch_size']:,}"]
-        cells += [gib(x) if x is not None else "?" for x in (memory["arguments"],)]
-        cells += ["" if memory["temporaries"] is None else gib(memory["temporaries"])]
-        cells += ["?" if peak is None else gib(peak), "yes" if row["fits"] else "no"]
+        cells += [unit.shown(memory["arguments"])]
+        cells += ["" if memory["temporaries"] is None else unit.shown(memory["temporaries"])]
+        cells += [unit.shown(peak), "yes" if row["fits"] else "no"]
         cells += [f"{row['flops_per_device'] / 1e12:,.3g}"]
         if timed and row["fits"]:
             cells += [f"{row['bytes_sent'] / 2**20:,.0f}", f"{spent['step']:.3g}"]

@@ -8,7 +8,9 @@ from keras import ops
 
 NOT_ALLOWED = -1e30
 
-_platform = contextvars.ContextVar("flipkit_platform", default=None)
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "flipkit_platform", default=None
+)
 
 
 @contextlib.contextmanager

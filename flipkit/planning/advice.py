@@ -1,6 +1,6 @@
 """What to change where a step does not fit, from the rows that were measured."""
 
-from flipkit.planning.chips import GIB
+from flipkit.planning.units import unit_of
 from flipkit.planning.variants import REMATS
 
 
@@ -12,31 +12,34 @@ def advice(rows, largest=None) -> list[str]:
         largest: the row of the largest batch that fits, if it was searched.
     """
     found = []
+    unit = unit_of(row["memory"]["needed"] or row["memory"]["peak"] for row in rows)
     groups: dict[tuple, list] = {}
     for row in rows:
         groups.setdefault((row["mask_ratio"], row["microbatch"]), []).append(row)
     for group in groups.values():
         first = group[0]
         if not first["fits"]:
-            found.append(f"{_needs(first)} {_remedy(first, group, rows, largest)}")
+            found.append(f"{_needs(first, unit)} {_remedy(first, group, rows, largest, unit)}")
     return found
 
 
-def _needs(row):
+def _needs(row, unit):
     memory = row["memory"]
     where = "" if row["mask_ratio"] is None else f"At mask ratio {row['mask_ratio']:g} and "
     what = f"{where}batch {row['batch_size']:,}, remat={row['remat']}" if row["remat"] else where
     what = what[0].upper() + what[1:] if what else f"Batch {row['batch_size']:,}"
     if memory["needed"] is None:
         return f"{what} does not fit: {row['problem']}."
-    return f"{what} needs {gib(memory['needed'])} of {gib(memory['limit'])} GiB."
+    return (
+        f"{what} needs {unit.shown(memory['needed'])} of {unit.shown(memory['limit'])} {unit.name}."
+    )
 
 
-def _remedy(row, group, rows, largest):
+def _remedy(row, group, rows, largest, unit):
     fitting = [other for other in group if other["fits"]]
     if fitting:
         best = min(fitting, key=lambda other: REMATS.index(other["remat"]))
-        return f"remat={best['remat']} fits, in {gib(best['memory']['peak'])} GiB."
+        return f"remat={best['remat']} fits, in {unit.shown(best['memory']['peak'])} {unit.name}."
     masked = [
         other
         for other in rows
@@ -52,16 +55,11 @@ def _remedy(row, group, rows, largest):
     parts = row["mesh"][0]
     if row["layout"] == "data_parallel" and parts > 1 and arguments > 0.1 * limit:
         options.append(
-            f"distribution=fully_sharded, which leaves about {gib(arguments / parts)} of the "
-            f"{gib(arguments)} GiB of weights and moments on a device"
+            f"distribution=fully_sharded, which leaves about {unit.shown(arguments / parts)} of "
+            f"the {unit.shown(arguments)} {unit.name} of weights and moments on a device"
         )
     if row["microbatch"] is None:
         options.append("a microbatch, for one more forward pass")
     size = f", {largest['batch_size']:,} at most" if largest else " (--largest finds it)"
     options.append(f"a smaller batch{size}")
     return f"Try {'; or '.join(options)}."
-
-
-def gib(size) -> str:
-    """Returns bytes as GiB, with two digits after the point at most."""
-    return f"{size / GIB:.1f}" if size >= 10 * GIB else f"{size / GIB:.2f}"

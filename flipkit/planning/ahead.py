@@ -1,20 +1,19 @@
 """Plans ahead: a row for each variant of a run on a topology, and the largest batch that fits."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from flipkit.errors import ConfigurationError
-from flipkit.planning import forecast, formula, variants
+from flipkit.planning import forecast, formula, search, variants
 from flipkit.planning.kept import Kept
 from flipkit.planning.program import Lowered
+from flipkit.planning.search import Tried
 from flipkit.planning.topology import Topology
 from flipkit.planning.variants import Variant
 
 RATIOS = (0.0, 0.5, 0.75)  # those of the paper's Table 1a
-TRIES = 4  # compiles in search of the largest batch
-CLOSE = 1.04  # of a batch that does not fit and one that does: near enough
+TRIES = 5  # compiles in search of the largest batch
 
 
 class Ahead:
@@ -59,7 +58,7 @@ class Ahead:
     def ratios(self) -> list[float | None]:
         """The mask ratios of the paper's table and the run's own; [None] for a model without masks."""
         own = variants.mask_ratio(self.run, self.index)
-        return [None] if own is None else sorted({*RATIOS, own})
+        return [None] if own is None else [*sorted({*RATIOS, own})]
 
     def rows(self, ratios=None, remats=None, microbatches=(None,)) -> Iterator[dict]:
         """A row for each mask ratio, remat and micro-batch.
@@ -72,7 +71,7 @@ class Ahead:
         """
         for microbatch in microbatches:
             for ratio in self.ratios() if ratios is None else ratios:
-                own = [None, *variants.stronger(self.run)]
+                own = (None, *variants.stronger(self.run))
                 for remat in own if remats is None else remats:
                     row = self.row(Variant(ratio, remat, microbatch))
                     yield row
@@ -137,13 +136,10 @@ class Ahead:
         memory = {"arguments": lowered.arguments, **result["memory"]}
         return {**told, **result, "memory": memory}
 
-    # The largest batch ---------------------------------------------------------------------------
-
     def largest(self, variant: Variant = Variant()) -> dict | None:  # noqa: B008
-        """The row of the largest batch that fits, close to the limit: compiled, not only estimated.
+        """The row of the largest batch that fits, compiled and not only estimated; None if none fits.
 
-        Memory is close to linear in the batch. So the search draws a line through the two nearest batches
-        that were compiled, and compiles the batch at which it meets the limit. None if none fits.
+        It is within a few percent of the limit: see `flipkit.planning.search`.
 
         Raises:
             ConfigurationError: the topology has no limit.
@@ -154,40 +150,15 @@ class Ahead:
                 "Name a TPU or a GPU"
             )
         row = self.row(variant)
-        parts = row["mesh"][0] if row["microbatch"] is None else row["microbatch"]
         known = {row["batch_size"]: row}
         for _ in range(TRIES):
-            fits = [size for size, each in known.items() if each["fits"]]
-            fails = [size for size, each in known.items() if not each["fits"]]
-            guess = self._guess(known, max(fits, default=0), min(fails, default=math.inf), parts)
-            if guess is None:
+            tried = {
+                size: Tried(each["memory"]["needed"] or each["memory"]["peak"], each["fits"])
+                for size, each in known.items()
+            }
+            size = search.next_size(tried, self.limit, row["microbatch"] or row["mesh"][0])
+            if size is None:
                 break
-            known[guess] = self.row(variant._replace(batch_size=guess))
+            known[size] = self.row(variant._replace(batch_size=size))
         fits = [size for size, each in known.items() if each["fits"]]
         return known[max(fits)] if fits else None
-
-    def _guess(self, known, fits, fails, parts):
-        """The next batch to compile, or None where two are close enough; a multiple of `parts`."""
-        if fits and fails <= max(CLOSE * fits, fits + parts):
-            return None
-        points = {size: _memory(row) for size, row in known.items() if _memory(row)}
-        if len(points) < 2:
-            size = fits or fails
-            guess = 2 * size if fits else size / 2
-        else:
-            (low, used), (high, more) = sorted(
-                points.items(), key=lambda p: abs(p[1] - self.limit)
-            )[:2]
-            slope = (more - used) / (high - low)
-            guess = low + (0.99 * self.limit - used) / slope if slope > 0 else 2 * max(low, high)
-            if fits and fails == math.inf and guess <= CLOSE * fits:
-                return None  # as much as the line allows
-        if not fits < guess < fails:  # the line leaves what is known
-            guess = (fits + min(fails, 4 * fits or fails)) / 2
-        step = parts * max(1, 2 ** int(math.log2(max(guess / parts / 32, 1))))
-        guess = int(guess // step) * step or parts
-        return guess if guess not in known and fits < guess < fails else None
-
-
-def _memory(row):
-    return row["memory"]["needed"] or row["memory"]["peak"]

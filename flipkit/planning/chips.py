@@ -2,9 +2,7 @@
 
 from typing import NamedTuple
 
-from flipkit.errors import UnknownName, nearest
-
-GIB = 2**30
+from flipkit.planning.units import GIB
 
 
 class Chip(NamedTuple):
@@ -48,8 +46,8 @@ class Chip(NamedTuple):
         return self.memory / self.devices
 
 
-# Since v5e Google prints both directions of a link together; a ring sends in one, at half of it. That is what
-# the pages call all-reduce bandwidth, divided by the chips of a pod. For v4 they print only that one.
+# Since v5e Google prints both directions of a link together; a ring sends in one, at half of it. That is
+# what the pages call all-reduce bandwidth, divided by the chips of a pod. For v4 they print only that one.
 _TPUS = (
     Chip("v2", "tpu", 16 * GIB, 46e12, 248e9, 2, 2, 256, 'Google Cloud, "TPU v2"; 4 x 496 Gbit/s'),
     Chip(
@@ -69,15 +67,3 @@ _GPUS = (
 )
 TPUS = {chip.name: chip for chip in _TPUS}
 GPUS = {chip.name: chip for chip in _GPUS}
-
-
-def find(name: str) -> Chip:
-    """Returns the chip with this name.
-
-    Raises:
-        UnknownName: there is none; the message names the nearest one.
-    """
-    known = {**TPUS, **GPUS}
-    if name not in known:
-        raise UnknownName(f"Unknown chip: {name!r}. {nearest(name, known, [*known])}")
-    return known[name]

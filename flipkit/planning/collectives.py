@@ -105,7 +105,7 @@ def _runs(computations):
     if not computations:
         return {}
     runs: dict[str, int | None] = {}
-    waiting = [([*computations][-1], 1)]
+    waiting: list[tuple[str, int | None]] = [([*computations][-1], 1)]
     while waiting:
         name, times = waiting.pop()
         if name not in computations or (name in runs and runs[name] is not None):

@@ -3,7 +3,7 @@
 import pathlib
 
 from flipkit import files
-from flipkit.planning.chips import GIB
+from flipkit.planning.units import unit_of
 from flipkit.records.drawing import COLOURS, pyplot
 
 
@@ -51,6 +51,8 @@ def _label(row):
 
 def _memory(axis, rows):
     """Bars of arguments and what is above them; a row that does not fit is hatched, as far as is known."""
+    limit = rows[0]["memory"]["limit"]
+    unit = unit_of(row["memory"]["needed"] or row["memory"]["peak"] for row in rows)
     for place, row in enumerate(rows):
         memory = row["memory"]
         whole = memory["peak"] if row["fits"] else memory["needed"]
@@ -61,23 +63,24 @@ def _memory(axis, rows):
             continue
         hatch = {} if row["fits"] else {"hatch": "////", "alpha": 0.55, "edgecolor": "white"}
         held = min(memory["arguments"], whole)
-        axis.bar(place, held / GIB, 0.6, color=COLOURS[0], **hatch)
-        axis.bar(place, (whole - held) / GIB, 0.6, held / GIB, color=COLOURS[4], **hatch)
+        axis.bar(place, held / unit.size, 0.6, color=COLOURS[0], **hatch)
+        axis.bar(
+            place, (whole - held) / unit.size, 0.6, held / unit.size, color=COLOURS[4], **hatch
+        )
         axis.annotate(
-            f"{whole / GIB:.1f}",
-            (place, whole / GIB),
+            unit.shown(whole),
+            (place, whole / unit.size),
             (0, 3),
             textcoords="offset points",
             ha="center",
         )
-    axis.set_ylabel("GiB on a device")
+    axis.set_ylabel(f"{unit.name} on a device")
     axis.set_title("memory: weights and moments below, activations above", size=10, loc="left")
-    limit = rows[0]["memory"]["limit"]
     if limit is not None:
-        axis.axhline(limit / GIB, color=COLOURS[1], linestyle="--")
+        axis.axhline(limit / unit.size, color=COLOURS[1], linestyle="--")
         axis.annotate(
-            f"limit, {limit / GIB:.1f}",
-            (1, limit / GIB),
+            f"limit, {unit.shown(limit)}",
+            (1, limit / unit.size),
             (0, 3),
             axis.get_yaxis_transform(),
             "offset points",

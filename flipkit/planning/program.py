@@ -46,8 +46,8 @@ class State(NamedTuple):
     """
 
     model: Any
-    variables: tuple[list, list, list, list]
-    layouts: tuple[list, list, list, list]
+    variables: tuple[list, ...]
+    layouts: tuple[list, ...]
 
 
 def spread_over(run, devices) -> Described | None:
@@ -105,7 +105,8 @@ def enter(run, index: int, spread: Described | None) -> State:
 def batch_shapes(model, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """Returns {name: (shape, dtype)} of a batch that a `flipkit.Feed` makes for a model."""
     size = sides(getattr(model, "image_size", None) or model.image.image_size)
-    expected, found = model.expected_inputs(True), {"image": ((rows, *size, 3), "uint8")}
+    expected = model.expected_inputs(True)
+    found: dict[str, tuple[tuple[int, ...], str]] = {"image": ((rows, *size, 3), "uint8")}
     if model.reads is not None:
         kind = expected[model.reads]
         if isinstance(kind, Ids):
@@ -128,6 +129,7 @@ class Lowered:
         flops: of all devices together, as `flipkit.planning.flops` counts.
         arguments: bytes on one device of the state, without the batch.
         devices: how many run the program.
+        platform: of the devices, "tpu" or "cpu".
         layout: name of the distribution, or None.
         mesh: parts of the batch, parts of each block.
     """
@@ -135,7 +137,7 @@ class Lowered:
     def __init__(self, run, index: int, devices):
         spread = spread_over(run, devices)
         self.layout, self.mesh = (spread.layout, spread.parts) if spread else (None, (1, 1))
-        self.devices = len(devices)
+        self.devices, self.platform = len(devices), devices[0].platform
         # What lies on this process's own first device is not bound to it; `fit` binds nothing there either.
         own = devices[0] == jax.devices()[0]
         place = None if own else jax.sharding.SingleDeviceSharding(devices[0])
@@ -184,8 +186,10 @@ class Lowered:
         used = compiled.memory_analysis()
         arguments, temporaries = used.argument_size_in_bytes, used.temp_size_in_bytes
         results = used.output_size_in_bytes - used.alias_size_in_bytes
-        peak = getattr(used, "peak_memory_in_bytes", 0) or arguments + temporaries + results
-        traffic = collectives(compiled.as_text(), self.devices)
+        peak = arguments + temporaries + results
+        if self.platform == "tpu":  # XLA's peak on a CPU leaves the temporaries out
+            peak = used.peak_memory_in_bytes
+        traffic = collectives(str(compiled.as_text()), self.devices)
         return {
             "fits": True,
             "memory": {"arguments": arguments, "temporaries": temporaries, "peak": peak},

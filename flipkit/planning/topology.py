@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax  # compiles for devices that Keras cannot name
 from jax.experimental import topologies
@@ -67,7 +67,7 @@ class Topology(NamedTuple):
             )
         # A host has 2 x 2 chips; a smaller slice is a part of one.
         host = [2 - side % 2 for side in (*self.shape, 1, 1)[:3]]
-        options = {"chips_per_host_bounds": [*host[:2], 1]}
+        options: dict[str, Any] = {"chips_per_host_bounds": [*host[:2], 1]}
         if self.chip.name == "v4":
             options["chip_config_name"] = "megacore"  # both cores are one device, as in the cloud
         try:

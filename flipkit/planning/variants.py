@@ -1,6 +1,6 @@
 """Variants of a run to plan: another mask ratio, remat, micro-batch or batch of one phase."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flipkit.errors import ConfigurationError, nearest
 from flipkit.training.phase import model_settings
@@ -57,7 +57,8 @@ def mask_ratio(run, index: int) -> float | None:
     """Returns the share of patches that phase `index` drops; None for a model without masks."""
     if not has_masks(run.model):
         return None
-    return model_settings(run.phases, index).get("mask_ratio", run.model.mask_ratio)
+    told: Any = model_settings(run.phases, index).get("mask_ratio")
+    return run.model.mask_ratio if told is None else told
 
 
 def remat(run) -> str | None:
