@@ -75,6 +75,22 @@ def test_a_variable_is_read_in_the_dtype_of_the_layer_that_runs_or_in_another():
     assert dtypes == ["float32", "float16", "bfloat16"]
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of Keras's JAX variables")
+def test_a_variable_without_a_value_gets_its_layout():
+    layer = keras.layers.Dense(2)
+    with keras_inside.forgetting_variables(), keras.StatelessScope(initialize_variables=False):
+        layer.build((None, 3))
+    assert keras_inside.lay_out(layer.kernel) is None
+    with flipkit.Distribution(mesh="1x1").scope():
+        layout = keras_inside.lay_out(layer.kernel)
+        assert layout.axes == (None, None)
+        optimizer = keras.optimizers.SGD(momentum=0.9)
+        with keras.StatelessScope(initialize_variables=False):
+            optimizer.build([layer.kernel])
+        (moment,) = (v for v in optimizer.variables if "momentum" in v.path)
+        assert keras_inside.lay_out(moment) is layout
+
+
 def test_all_layers_of_a_model_are_found(tiny):
     found = keras_inside.layers_of(tiny())
     assert {"attention", "mlp", "out"} <= {layer.name for layer in found}
@@ -144,7 +160,7 @@ def test_an_error_of_flipkits_is_not_wrapped_by_keras():
 @functools.cache
 def own_names():
     """Private names that flipkit and its plugins define themselves."""
-    found = {"_replace", "_exit"}  # of a named tuple, and of `os`: both documented
+    found = {"_asdict", "_replace", "_exit"}  # of named tuples, and of `os`: documented
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):

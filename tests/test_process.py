@@ -113,3 +113,20 @@ def test_a_flag_goes_to_jaxlibs_that_know_it_and_before_what_was_given(
     monkeypatch.setattr(importlib.metadata, "version", lambda name: {"jaxlib": jaxlib}[name])
     process.skip_fusion_emitters()
     assert os.environ["XLA_FLAGS"] == flags
+
+
+def test_devices_are_simulated_whatever_the_environment_says(fresh):
+    code = (
+        "from flipkit import process\n"
+        "process.simulate_devices(3)\n"
+        "import jax\n"
+        "print(jax.device_count())"
+    )
+    assert fresh(code, devices=2, JAX_PLATFORMS="cpu").split() == ["3"]
+
+
+def test_the_caches_lie_in_one_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLIPKIT_CACHE", str(tmp_path))
+    assert process.cache_folder("plans") == tmp_path / "plans"
+    monkeypatch.delenv("FLIPKIT_CACHE")
+    assert process.cache_folder("plans").parts[-3:] == (".cache", "flipkit", "plans")
