@@ -160,7 +160,7 @@ def test_an_error_of_flipkits_is_not_wrapped_by_keras():
 @functools.cache
 def own_names():
     """Private names that flipkit and its plugins define themselves."""
-    found = {"_asdict", "_replace", "_exit"}  # of named tuples, and of `os`: documented
+    found = {"_asdict", "_exit", "_replace"}  # documented, of a named tuple and of os
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):

@@ -14,6 +14,7 @@ from flipkit import files, process
 from flipkit.commands import printing
 from flipkit.errors import ConfigurationError
 
+TRIM_EVERY = 10  # seconds
 STOPPED = 130  # the exit code of a program that Ctrl-C has ended
 
 
@@ -130,13 +131,18 @@ class Watch:
 
         self.thread = threading.Thread(target=answer, daemon=True)
         self.thread.start()
-        console, begin = Console(stderr=True), time.perf_counter()
+        console, begin, trimmed = Console(stderr=True), time.perf_counter(), 0.0
         if not console.is_terminal:
             print(f"compiling {label}", file=sys.stderr, flush=True)
         with console.status(f"compiling {label}") as status:
             while self.thread.is_alive():
                 self.thread.join(0.2)
-                status.update(f"compiling {label}: {time.perf_counter() - begin:.0f} s")
+                spent = time.perf_counter() - begin
+                status.update(f"compiling {label}: {spent:.0f} s")
+                if spent > trimmed + TRIM_EVERY:
+                    trimmed = spent
+                    process.return_memory()
+        process.return_memory()
         if "problem" in answers:
             raise answers["problem"]
         return answers["result"]
