@@ -47,10 +47,10 @@ class ViT(Transformer):
             all that it needs. "dots": products with weights, so that it repeats norms, activations and
             attention's scores, whose number is the square of the tokens. "block": the block's input alone,
             for about a third more FLOPs. True and False are "block" and "none". "dots" needs JAX.
-        scan: whether the blocks are one `jax.lax.scan`, so that a deep tower compiles as fast as one block.
-            Weights keep their names and shapes: they are stacked within each step, which takes memory for a
-            copy of the blocks' weights. Outputs and gradients are equal, but for rounding, and so are the
-            masks of dropout inside `flipkit.random.seed_scope`. Needs JAX, and blocks of one structure.
+        scan: whether the blocks are one `jax.lax.scan`, so that a deep tower compiles one block. Weights
+            keep their names and shapes: each step stacks them, which takes memory for a copy of the blocks'
+            weights and one of their gradient. Outputs and gradients are equal but for rounding, and masks
+            of dropout are equal inside `flipkit.random.seed_scope`. Needs JAX, and blocks of one structure.
 
     Call arguments:
         x: float pixels (batch, height, width, channels), or patches (batch, kept, pixels), already
