@@ -410,15 +410,31 @@ def test_what_is_alive_is_what_is_used_later():
         return jax.make_jaxpr(function)(x).jaxpr
 
     size = 256 * 4
-    assert liveness.temporaries(program(jnp.sin)) == size
-    assert liveness.temporaries(program(jnp.sin), in_place=True) == 0
-    assert (
-        liveness.temporaries(program(lambda x: jnp.cos(jnp.sin(x)))) == size
-    )  # one after the other
-    kept = program(lambda x: jnp.sin(x) * jnp.cos(x) + jnp.tan(x))
-    assert liveness.temporaries(kept) == 2 * size
-    assert liveness.temporaries(program(lambda x: jnp.sin(x).reshape(16, 16).T)) == size
-    assert liveness.temporaries(program(jax.jit(lambda x: jnp.sin(x) * jnp.cos(x)))) >= 2 * size
+
+    def product(x):
+        return (x.reshape(16, 16) @ x.reshape(16, 16)).reshape(256)
+
+    assert liveness.temporaries(program(product)) == size
+    assert liveness.temporaries(program(product), in_place=True) == 0
+    assert liveness.temporaries(program(lambda x: product(product(x)))) == 2 * size
+    assert liveness.temporaries(program(lambda x: product(product(product(x))))) == 2 * size
+    kept = program(lambda x: product(x) * product(product(product(x))))
+    assert liveness.temporaries(kept) == 3 * size
+
+
+def test_elementwise_results_are_made_where_they_are_used():
+    x = jax.ShapeDtypeStruct((16, 16), "float32")
+    size = 16 * 16 * 4
+
+    def most(function, **options):
+        return liveness.temporaries(jax.make_jaxpr(function)(x).jaxpr, **options)
+
+    assert most(lambda x: jnp.tanh(jnp.sin(x) + 1)) == size  # the result
+    assert most(jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x).T)) == size  # calls are seen through
+    gradient = jax.grad(lambda x: jnp.tanh(x @ x).sum())
+    assert most(gradient, in_place=True) <= 3 * size
+    again = jax.grad(lambda x: jax.checkpoint(lambda x: jnp.tanh(jnp.tanh(x @ x) @ x) @ x)(x).sum())
+    assert most(again) >= 2 * size  # what is computed again takes room, too
 
 
 LINES = {

@@ -131,7 +131,9 @@ class Ahead:
             "kept": result is not None,
         }
         if result is None:
+            begin = time.perf_counter()
             result = self.waiting(label, lowered.compile)
+            result["compiled_in"] = time.perf_counter() - begin
             self._kept.put(key, result)
         memory = {"arguments": lowered.arguments, **result["memory"]}
         return {**told, **result, "memory": memory}
