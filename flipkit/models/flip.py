@@ -198,11 +198,13 @@ class FLIP(Masked):
         seed, outputs = self.step_seed(training), {}
         with seed_scope(seed):
             if "image" in inputs or "patches" in inputs:
-                outputs |= self._embed_images(inputs, seed)
+                with keras.name_scope("image"):  # `flipkit profile` finds a part's operations by it
+                    outputs |= self._embed_images(inputs, seed)
             if "text" in inputs:
-                x, seen = self.seen_of_texts(inputs, seed)
-                features = self.text(x, training=training, **seen)
-                outputs["text"] = _embedding(features, self.text_projection)
+                with keras.name_scope("text"):
+                    x, seen = self.seen_of_texts(inputs, seed)
+                    features = self.text(x, training=training, **seen)
+                    outputs["text"] = _embedding(features, self.text_projection)
         if not outputs:
             raise ConfigurationError(
                 "Expected a dict with 'image' or 'patches', 'text', or both. Received the keys: "

@@ -241,6 +241,10 @@ class Trainable(Fitting, Saving):
 
     if keras.backend.backend() == "jax":
 
+        def stateless_compute_loss(self, *args, **kwargs):
+            with keras.name_scope("loss"):  # `flipkit profile` finds a part's operations by it
+                return super().stateless_compute_loss(*args, **kwargs)
+
         def compute_loss_and_updates(self, trainable, non_trainable, *args, **kwargs):
             loss, (unscaled, y_pred, *updates) = super().compute_loss_and_updates(
                 trainable, non_trainable, *args, **kwargs
@@ -272,15 +276,19 @@ class Trainable(Fitting, Saving):
                 optimizer_variables=optimizer,
             )
             loss, y_pred, non_trainable, metrics = aux
-            y_pred = {**y_pred, "gradient_norm": self._gradient_norm(gradient, optimizer)}
-            trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradient, trainable)
+            with keras.name_scope("optimizer"):
+                y_pred = {**y_pred, "gradient_norm": self._gradient_norm(gradient, optimizer)}
+                trainable, optimizer = self.optimizer.stateless_apply(
+                    optimizer, gradient, trainable
+                )
             non_trainable = [
                 value + 1 if variable is self.step else value
                 for variable, value in zip(self.non_trainable_variables, non_trainable, strict=True)
             ]
-            logs, metrics = keras_inside.update_metrics(
-                self, metrics, loss, x, y, y_pred, sample_weight
-            )
+            with keras.name_scope("metrics"):
+                logs, metrics = keras_inside.update_metrics(
+                    self, metrics, loss, x, y, y_pred, sample_weight
+                )
             return logs, (trainable, non_trainable, optimizer, metrics)
 
         def loss_and_gradient(self):
