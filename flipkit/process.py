@@ -1,5 +1,6 @@
 """Settings of a flipkit process: large pages, cached programs, a quiet TPU library."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -118,3 +119,20 @@ def cache_programs():
 
     jax.config.update("jax_compilation_cache_dir", str(cache_folder("programs")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@contextlib.contextmanager
+def named_programs():
+    """Inside it JAX compiles a program anew if it is kept with other names of its operations.
+
+    JAX's cache gives out a program whatever the scopes were called when it was compiled.
+    """
+    import jax
+
+    setting = "jax_compilation_cache_include_metadata_in_key"
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, True)
+    try:
+        yield
+    finally:
+        jax.config.update(setting, before)

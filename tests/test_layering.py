@@ -35,6 +35,7 @@ JAX = {
     "models",
     "planning",
     "process",
+    "profiling",
     "study",
     "testing",
 }

@@ -17,6 +17,7 @@ from flipkit.plugins import builtins
 BEFORE: dict[str, Callable[[], None]] = {
     "run": process.take_huge_pages,
     "compare": process.take_huge_pages,
+    "profile": process.take_huge_pages,
     "plan": process.stay_on_cpu,  # shapes need no accelerator
 }
 HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull", "help")

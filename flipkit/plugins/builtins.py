@@ -117,6 +117,7 @@ def flipkit_commands():
     return {
         "run": "flipkit.commands.run_recipe:main",
         "plan": "flipkit.commands.plan_recipe:main",
+        "profile": "flipkit.commands.profile_recipe:main",
         "compare": "flipkit.commands.compare_settings:main",
         "evaluate": "flipkit.commands.evaluate_model:main",
         "convert": "flipkit.commands.convert_weights:main",
