@@ -247,6 +247,7 @@ def test_a_file_of_either_is_read_by_the_other(tiny, pairs, scan, tmp_path, clos
         close(found, expected[name])
 
 
+@pytest.mark.slow
 def test_lora_and_int8_weights_are_stacked_too(close):
     plain, scanned = vit(), vit(scan=True)
     for tower in (plain, scanned):
@@ -286,6 +287,7 @@ for scan in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_it_is_the_same_on_eight_devices(fresh):
     plain, scanned = (line.split() for line in fresh(DEVICES, devices=8).splitlines()[-2:])
     np.testing.assert_allclose(list(map(float, scanned)), list(map(float, plain)), rtol=1e-6)

@@ -114,25 +114,31 @@ def same(layouts, names):
     return SAME.replace("<layouts>", repr(layouts)).replace("<names>", repr(names))
 
 
-def test_the_planned_program_is_the_one_that_fit_compiles(fresh):
-    layouts = [
-        ("data_parallel", None),
-        ("fully_sharded", None),
-        ("tensor_parallel", None),
-        ("fully_sharded", "4x2"),
-    ]
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        [("data_parallel", None), ("fully_sharded", "4x2")],
+        pytest.param([("fully_sharded", None), ("tensor_parallel", None)], marks=pytest.mark.slow),
+    ],
+    ids=lambda layouts: layouts[0][0],
+)
+def test_the_planned_program_is_the_one_that_fit_compiles(fresh, layouts):
     found = fresh(same(layouts, ["plain"]), devices=8, JAX_PLATFORMS="cpu").splitlines()
-    assert [line for line in found if line.endswith("False")] == []
-    assert len(found) == 4
+    assert [line.endswith("True") for line in found] == [True, True], found
 
 
 @pytest.mark.parametrize(
     "names",
     [
         ["remat, averages, clipping", "micro-batches"],
-        ["a frozen tower", "masked words, reconstruction"],
-        ["a classifier", "another image size"],
-        ["a teacher", "plain"],
+        *(
+            pytest.param(names, marks=pytest.mark.slow)
+            for names in (
+                ["a frozen tower", "masked words, reconstruction"],
+                ["a classifier", "another image size"],
+                ["a teacher", "plain"],
+            )
+        ),
     ],
     ids=lambda names: ", ".join(names),
 )
@@ -223,7 +229,7 @@ def test_a_stronger_remat_is_tried_where_the_runs_own_does_not_fit(run, monkeypa
         return {"fits": variant.remat == "block"}
 
     monkeypatch.setattr(ahead, "row", row)
-    assert [row["fits"] for row in ahead.rows([0.5])] == [False, True]
+    assert [row["fits"] for row in ahead.rows([0.5])] == [False, False, True]
     assert seen[0] is None
     assert seen[-1] == "block"
 

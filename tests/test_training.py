@@ -769,3 +769,25 @@ def test_each_ratio_is_compiled_once_and_its_masks_are_drawn(describe, tmp_path)
             assert pixels.shape == (16, 16, 3)
             assert masks.shape == (4, 16)
             assert (masks.sum(axis=1) == kept).all()
+
+
+def test_a_step_that_does_not_fit_is_answered_in_a_sentence(describe, monkeypatch):
+    def fit(self, *args, **kwargs):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory. Used 71.0G of 15.5G hbm.\nmore")
+
+    monkeypatch.setattr(flipkit.FLIP, "fit", fit)
+    with pytest.raises(ConfigurationError) as problem:
+        describe().start()
+    assert str(problem.value).startswith(
+        "A step of phase 0, 8 pairs, needs 71.0 of 15.5 GiB memory on a device. Set phases.0.microbatch, "
+    )
+    assert "\n" not in str(problem.value)
+
+
+def test_another_error_of_a_step_is_passed_on(describe, monkeypatch):
+    def fit(self, *args, **kwargs):
+        raise RuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(flipkit.FLIP, "fit", fit)
+    with pytest.raises(RuntimeError, match="something else"):
+        describe().start()

@@ -14,6 +14,7 @@ from flipkit import distribution, files, hosts, optimizers, position, weights
 from flipkit.callbacks import check_all, evaluate_all
 from flipkit.errors import BadSample, ConfigurationError
 from flipkit.paths import canonical, select
+from flipkit.planning import failures
 from flipkit.records import messages, progress
 from flipkit.records.checkpoints import Checkpoints
 from flipkit.records.journal import Journal
@@ -261,6 +262,10 @@ class Loop:
                 callbacks=[windows],
                 verbose=0,
             )
+        except RuntimeError as problem:  # of which JAX's errors are
+            if not failures.is_memory(problem):
+                raise
+            raise ConfigurationError(_does_not_fit(index, phase, problem)) from problem
         finally:
             data.close()  # ends its threads and workers
         opened.check(final=True)
@@ -315,6 +320,18 @@ class _Windows(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self.loop.journal.programs[self.begin.phase] = self.meter.programs
         self.bar.stop()
+
+
+def _does_not_fit(index, phase, problem):
+    needed = failures.memory(problem)
+    size = (
+        f"{needed.needed / 2**30:.1f} of {needed.limit / 2**30:.1f} GiB" if needed else "too much"
+    )
+    return (
+        f"A step of phase {index}, {phase.batch_size:,} pairs, needs {size} memory on a device. Set "
+        f"phases.{index}.microbatch, model.image.remat=block or distribution=fully_sharded; `flipkit plan "
+        f"RECIPE --topology ...` says what fits. Received: {failures.first_line(problem)}"
+    )
 
 
 def train_tokenizer(model, data, folder=None):
