@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import pytest
 
 import flipkit
-from flipkit import planning, recipe
+from flipkit import failures, planning, recipe
 from flipkit.commands import shell
 from flipkit.errors import ConfigurationError
-from flipkit.planning import advice, chips, failures, forecast, liveness, pictures, topology
+from flipkit.planning import advice, chips, forecast, liveness, pictures, topology
 from flipkit.planning.ahead import Ahead
 from flipkit.planning.collectives import collectives
 from flipkit.planning.kept import Kept

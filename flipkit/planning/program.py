@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import jax  # traces, lowers and compiles without running
 import keras
 
-from flipkit import keras_inside
+from flipkit import failures, keras_inside
 from flipkit.checks import sides
 from flipkit.distribution import Distribution
 from flipkit.layers import kernels
 from flipkit.models.inputs import Ids
-from flipkit.planning import failures
 from flipkit.planning.collectives import collectives
 from flipkit.planning.counting import flops_of
 from flipkit.training.phase import compile_phase

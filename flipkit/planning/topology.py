@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax  # compiles for devices that Keras cannot name
 from jax.experimental import topologies
 
+from flipkit import failures
 from flipkit.errors import ConfigurationError, UnknownName, closest
-from flipkit.planning import chips, failures
+from flipkit.planning import chips
 from flipkit.planning.chips import Chip
 
 EXPECTED = "v3:8x16, v4:2x2x4, v5e:16x16, v5p:2x2x2, v6e:4x4, gpu:h100x8 or cpu:8"

@@ -10,11 +10,10 @@ from typing import Any
 
 import keras
 
-from flipkit import distribution, files, hosts, optimizers, position, weights
+from flipkit import distribution, failures, files, hosts, optimizers, position, weights
 from flipkit.callbacks import check_all, evaluate_all
 from flipkit.errors import BadSample, ConfigurationError
 from flipkit.paths import canonical, select
-from flipkit.planning import failures
 from flipkit.records import messages, progress
 from flipkit.records.checkpoints import Checkpoints
 from flipkit.records.journal import Journal
