@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+import re
 
 import jax
 import pytest
@@ -47,7 +48,13 @@ def test_the_shares_of_a_tiny_run_sum_to_1_and_each_part_has_some(profiled):
         assert 0 < found["backward"][part] < found["parts"][part], part
     busy = sum(found["parts"][part] for part in {*shares.PARTS} - {"input", "idle"})
     assert sum(x["share"] for x in found["operations"]) == pytest.approx(busy)
-    assert found["parts"]["other"] < busy / 4
+
+
+def test_few_operations_have_no_part(profiled):
+    """Counted, not timed: a busy machine may stop any operation for a while."""
+    operations = profiled[2]["operations"]
+    unnamed = sum(x["count"] for x in operations if x["part"] == "other")
+    assert unnamed < sum(x["count"] for x in operations) / 4
 
 
 def test_the_rates_of_a_tiny_run_fit_each_other(profiled):
@@ -77,6 +84,14 @@ def test_the_trace_lies_where_its_viewers_look_for_it_and_nothing_else_is_kept(p
         assert json.load(file)["traceEvents"]
     kept = sorted(p.name for p in folder.rglob("*") if p.is_file())
     assert len(kept) == 3, kept
+
+
+@pytest.mark.slow
+def test_the_example_in_the_document_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "profiling.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
+    assert capsys.readouterr().out
 
 
 def test_the_tables_name_the_parts_and_say_how_to_open_the_trace(profiled, tmp_path, capsys):
@@ -141,10 +156,12 @@ def test_help_imports_no_framework(fresh):
          "image/block_*/mlp/up/dot_general"),
         ("jit(train_step)/transpose(jvp(image))/image/block_11/mul", "image tower", "image/block_*/mul"),
         ("jit(train_step)/jvp(text)/text/jit(_take)/lt", "text tower", "text/lt"),
-        ("jit(train_step)/transpose(jvp(loss))/while/body/mul", "loss", "loss/while/body/mul"),
+        ("jit(train_step)/transpose(jvp(loss))/while/body/mul", "loss", "loss/mul"),
         ("jit(train_step)/optimizer/adamw/image/add", "optimizer", "optimizer/adamw/image/add"),
         ("jit(train_step)/jvp(tower/image)/mul", "image tower", "tower/image/mul"),
         ("jit(train_step)/jvp()/mul", "other", "mul"),
+        ("jit(f)/(jvp(loss)/psum:metrics/psum:jvp(image)/add)", "loss", "loss/psum"),
+        ("jit(f)/while/body/closed_call/image/while/body/block_3/mul", "image tower", "image/block_*/mul"),
         ("jit(train_step)/imaged/mul", "other", "imaged/mul"),
         ("reduce_sum", "other", "reduce_sum"),
         ("", "other", ""),
@@ -153,6 +170,12 @@ def test_help_imports_no_framework(fresh):
 def test_a_path_has_a_part_and_a_label(path, part, label):
     assert shares.part_of(path) == part
     assert shares.label_of(path) == label
+
+
+def test_what_jax_transposed_is_backward():
+    assert shares.is_backward("jit(f)/while/body/transpose(jvp(image))/block_0/mul")
+    assert not shares.is_backward("jit(f)/jvp(image)/block_0/transpose")
+    assert not shares.is_backward("jit(f)/(jvp(loss)/psum:transpose(jvp(image))/psum)")
 
 
 def test_a_models_own_names_of_towers_are_scopes_too():
@@ -237,12 +260,31 @@ def test_the_programs_in_a_trace_are_read():
     }
 
 
-# A trace as a GPU and a TPU write it, after XLA's documents: no device was at hand.
+# Traces as a CPU writes them, and as a GPU and a TPU do after XLA's sources: none was at hand.
 WINDOWED = """
 planes {
   name: "/host:CPU"
   lines { name: "python" events { metadata_id: 1 offset_ps: 0 duration_ps: 100000 } }
   event_metadata { key: 1 value { id: 1 name: "flipkit:steps" } }
+}
+"""
+CPU = """
+planes {
+  name: "/host:CPU"
+  lines { name: "tf_XLAEigen/1"
+    events { metadata_id: 1 offset_ps: 10000 duration_ps: 5000
+             stats { metadata_id: 1 str_value: "dot.1" } stats { metadata_id: 2 int64_value: 7 }
+             stats { metadata_id: 4 int64_value: 1 } }
+    events { metadata_id: 3 offset_ps: 0 duration_ps: 90000 } }
+  lines { name: "tf_XLAEigen/2"
+    events { metadata_id: 2 offset_ps: 40000 duration_ps: 1000 stats { metadata_id: 3 int64_value: 7 } } }
+  event_metadata { key: 1 value { id: 1 name: "dot.1" } }
+  event_metadata { key: 2 value { id: 2 name: "end: dot.1" } }
+  event_metadata { key: 3 value { id: 3 name: "ThunkExecutor::Execute" } }
+  stat_metadata { key: 1 value { id: 1 name: "hlo_op" } }
+  stat_metadata { key: 2 value { id: 2 name: "_p" } }
+  stat_metadata { key: 3 value { id: 3 name: "_c" } }
+  stat_metadata { key: 4 value { id: 4 name: "device_ordinal" } }
 }
 """
 GPU = """
@@ -281,6 +323,13 @@ planes {
 def written(path, text):
     path.write_bytes(jax.profiler.ProfileData.text_proto_to_serialized_xspace(WINDOWED + text))
     return path
+
+
+def test_an_operation_of_a_cpu_lasts_until_its_threads_are_done(tmp_path):
+    found = traces.read(written(tmp_path / "x.xplane.pb", CPU))
+    (dot,) = found.devices["CPU:1"]
+    assert (dot.name, dot.begin, dot.end) == ("dot.1", 10, 40)
+    assert dot.instruction == Instruction("dot", "")
 
 
 def test_events_of_a_gpu_are_operations_with_their_paths(tmp_path):

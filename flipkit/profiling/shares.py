@@ -15,7 +15,7 @@ SCOPES = {
 }
 OTHER, INPUT, IDLE = "other", "input", "idle"
 PARTS = (*SCOPES.values(), OTHER, INPUT, IDLE)
-BACKWARD = "transpose("
+LOOP = ("while", "body", "closed_call")
 
 
 def part_of(path: str, scopes: dict[str, str] = SCOPES) -> str:
@@ -28,8 +28,13 @@ def part_of(path: str, scopes: dict[str, str] = SCOPES) -> str:
     return next((scopes[word] for word in _words(path) if word in scopes), OTHER)
 
 
+def is_backward(path: str) -> bool:
+    """Whether an operation belongs to the backward pass: JAX transposes the forward pass to make it."""
+    return "transpose(" in _first(path)
+
+
 def label_of(path: str) -> str:
-    """A path without JAX's transforms, and with * for numbers: layers of one kind get one label."""
+    """A path without JAX's transforms and loops, with * for numbers: blocks of a tower get one label."""
     words = [re.sub(r"\d+", "*", word) for word in _words(path)]
     kept = [word for i, word in enumerate(words) if i == 0 or word != words[i - 1]]
     return "/".join(kept)
@@ -37,9 +42,14 @@ def label_of(path: str) -> str:
 
 def _words(path):
     """The scopes in a path, and its operation: `jit(f)/transpose(jvp(image))/mul` -> image, mul."""
-    steps = (step for step in path.split("/") if not step.startswith("jit("))
-    words = (re.sub(r"^(?:\w+\()*|\)*$", "", step) for step in steps)
-    return [word for word in words if word]
+    steps = (step for step in _first(path).split("/") if not step.startswith("jit("))
+    words = (re.sub(r"^(?:\w*\()*|\)*$", "", step) for step in steps)
+    return [word for word in words if word and word not in LOOP]
+
+
+def _first(path):
+    """The first of several paths: XLA joins those of collectives that it combines, `f/(a/psum:b/psum)`."""
+    return path.partition(":")[0]
 
 
 def shares(trace: Trace, scopes: dict[str, str] = SCOPES) -> dict:
@@ -62,7 +72,7 @@ def shares(trace: Trace, scopes: dict[str, str] = SCOPES) -> dict:
         spent, gaps = divided(spans, trace.begin, trace.end)
         for operation, time in zip(operations, spent, strict=True):
             path, kind = operation.instruction.path, operation.instruction.kind
-            part, back = part_of(path, scopes), BACKWARD in path
+            part, back = part_of(path, scopes), is_backward(path)
             label = label_of(path) or re.sub(r"[.\d]+$", "", operation.name)
             key = label, kind, part, "backward" if back else "forward"
             parts[part] += time / length
