@@ -18,19 +18,23 @@ import statistics
 from peer import Peer
 from rich.console import Console
 from rich.table import Table
-from step_time import RATIOS, SIZES, Program
+from step_time import RATIOS, SIZES, Program, flip
 
 from flipkit.process import take_huge_pages
 
 PEER = pathlib.Path(__file__).with_name("open_clip_step.py")
 
 
-def open_clip(python, size, huge_pages):
+def described(size, ratio, batch, dtype, **more):
+    """What open_clip_step.py reads of a model, a batch and how to run them."""
+    names = ("pixels", "patch", "image", "text", "length", "vocab")
+    towers = dict(zip(names, SIZES[size], strict=True))
+    return towers | {"mask_ratio": ratio, "batch": batch, "dtype": dtype, **more}
+
+
+def open_clip(python, described, environment=None):
     """A process that trains with open_clip, one step at a time."""
-    environment = dict(os.environ)
-    if not huge_pages:  # flipkit's programs ask for them, open_clip's don't
-        environment.pop("GLIBC_TUNABLES", None)
-    return Peer(python, PEER, json.dumps(size), environment=environment)
+    return Peer(python, PEER, json.dumps(described), environment=environment)
 
 
 def main():
@@ -46,16 +50,19 @@ def main():
         "--huge-pages", action="store_true", help="give open_clip the huge pages that flipkit takes"
     )
     options = parser.parse_args()
-    names = ("pixels", "patch", "image", "text", "length", "vocab")
-    size = dict(zip(names, SIZES[options.size], strict=True))
-    size |= {"batch": options.batch, "dtype": options.dtype}
+    environment = dict(os.environ)
+    if not options.huge_pages:  # flipkit's programs ask for them, open_clip's don't
+        environment.pop("GLIBC_TUNABLES", None)
     table = Table(
         "mask", "flipkit pairs/s", "open_clip pairs/s", "ratio", "ratios, quartiles",
         title=f"{options.size}, batch {options.batch}, {options.dtype}, {options.activation}",
     )  # fmt: skip
     for ratio in RATIOS:
-        mine = Program(options.size, ratio, options.batch, options.dtype, options.activation)
-        theirs = open_clip(options.peer, {**size, "mask_ratio": ratio}, options.huge_pages)
+        model = flip(options.size, ratio, options.dtype, options.activation)
+        mine = Program(model, options.batch)
+        theirs = open_clip(
+            options.peer, described(options.size, ratio, options.batch, options.dtype), environment
+        )
         rounds = [(mine.time_step(), theirs.time_step()) for _ in range(options.rounds + 2)][2:]
         theirs.close()
         ratios = [b / a for a, b in rounds]

@@ -8,6 +8,7 @@ speed drifts gives the same ratios. FLOPs are those that XLA counts in the compi
 """
 
 import argparse
+import functools
 import statistics
 import time
 
@@ -30,46 +31,92 @@ SIZES = {  # image size, patch, (dim, depth, heads) of the image and text towers
 RATIOS = (0.0, 0.5, 0.75)
 
 
-class Program:
-    """A compiled step of a model and its state."""
+REMAT = {"none": False, "block": True}  # what the towers take for it
 
-    def __init__(self, size, ratio, batch, dtype, activation="gelu_tanh"):
-        pixels, patch, image, text, length, vocab = SIZES[size]
-        self.model = flipkit.FLIP(
-            flipkit.ViT(pixels, patch, *image, activation=activation, dtype=dtype),
-            flipkit.TextTransformer(vocab, length, *text, activation=activation, dtype=dtype),
-            mask_ratio=ratio,
-            dim=image[0],
-            dtype=dtype,
-        )
-        self.model.compile(flipkit.AdamW())
+
+def flip(size, ratio, dtype, activation="gelu_tanh", impl="auto", remat="none"):
+    """A FLIP with the towers that SIZES names.
+
+    Args:
+        size: key of SIZES.
+        ratio: share of patches that training drops.
+        activation, impl: as in `flipkit.ViT`.
+        remat: key of REMAT: what the backward pass computes again.
+    """
+    pixels, patch, image, text, length, vocab = SIZES[size]
+    blocks = {"activation": activation, "impl": impl, "remat": REMAT[remat], "dtype": dtype}
+    return flipkit.FLIP(
+        flipkit.ViT(pixels, patch, *image, **blocks),
+        flipkit.TextTransformer(vocab, length, *text, **blocks),
+        mask_ratio=ratio,
+        dim=image[0],
+        dtype=dtype,
+    )
+
+
+class Program:
+    """A compiled step of a model and its state, on a batch of noise.
+
+    Args:
+        model: `flipkit.FLIP`. The steps take its memory: it has no weights afterwards.
+        pairs: size of the batch.
+        optimizer: None is `flipkit.AdamW()`.
+    """
+
+    def __init__(self, model, pairs, optimizer=None):
+        start = time.perf_counter()
+        self.model = model
+        self.model.compile(optimizer or flipkit.AdamW())
         self.model.optimizer.build(self.model.trainable_variables)
+        pixels, texts = model.image.image_size, model.text
         rng = np.random.default_rng(0)
         self.batch = {
-            "image": jax.device_put(rng.integers(0, 256, (batch, pixels, pixels, 3), "uint8")),
-            "text": jax.device_put(rng.integers(1, vocab, (batch, length), "int32")),
+            "image": jax.device_put(rng.integers(0, 256, (pairs, pixels, pixels, 3), "uint8")),
+            "text": jax.device_put(rng.integers(1, texts.vocab, (pairs, texts.length), "int32")),
         }
         names = ("trainable_variables", "non_trainable_variables")
         weights = [[v.value for v in getattr(self.model, name)] for name in names]
-        self.optimizer = [v.value for v in self.model.optimizer.variables]
+        optimizer = [v.value for v in self.model.optimizer.variables]
         metrics = [v.value for v in self.model.metrics_variables]
-        self.state = (*weights, self.optimizer, metrics)
-        self.gradients = jax.tree.map(jax.numpy.zeros_like, weights[0])
-        self.step = jax.jit(self.model.train_step).lower(self.state, (self.batch,)).compile()
-        self.update = (
-            jax.jit(self.model.optimizer.stateless_apply)
-            .lower(self.optimizer, self.gradients, weights[0])
-            .compile()
-        )
+        self.state = (*weights, optimizer, metrics)
+        self.logs = {}  # of the latest step
+        built = time.perf_counter()
+        # A step writes the new state over the old one, as in `fit`.
+        step = jax.jit(self.model.train_step, donate_argnums=0)
+        self.step = step.lower(self.state, (self.batch,)).compile()
+        self.build_seconds = built - start
+        self.compile_seconds = time.perf_counter() - built
         self.flops = self.step.cost_analysis()["flops"]
 
-    def time_step(self):
-        """Seconds of one whole step."""
-        return self._seconds(lambda: self.step(self.state, (self.batch,)))
+    @property
+    def memory(self):
+        """Bytes on the device by XLA's account: state, batch, and what a step holds meanwhile."""
+        known = self.step.memory_analysis()
+        kept = known.argument_size_in_bytes + known.output_size_in_bytes - known.alias_size_in_bytes
+        return kept + known.temp_size_in_bytes
+
+    @functools.cached_property
+    def _update(self):
+        """The optimizer's part alone: the compiled function and a gradient."""
+        trainable, _, optimizer, _ = self.state
+        gradient = jax.tree.map(jax.numpy.zeros_like, trainable)
+        update = jax.jit(self.model.optimizer.stateless_apply)
+        return update.lower(optimizer, gradient, trainable).compile(), gradient
+
+    def time_step(self, steps=1):
+        """Seconds of a whole step: the mean of `steps`, without a wait between them."""
+
+        def run():
+            for _ in range(steps):
+                self.logs, self.state = self.step(self.state, (self.batch,))
+            return self.state
+
+        return self._seconds(run) / steps
 
     def time_update(self):
         """Seconds of the optimizer's part."""
-        return self._seconds(lambda: self.update(self.optimizer, self.gradients, self.state[0]))
+        update, gradient = self._update
+        return self._seconds(lambda: update(self.state[2], gradient, self.state[0]))
 
     @staticmethod
     def _seconds(call):
@@ -86,7 +133,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
-    programs = {r: Program(options.size, r, options.batch, options.dtype) for r in RATIOS}
+    programs = {r: Program(flip(options.size, r, options.dtype), options.batch) for r in RATIOS}
     times = {r: [] for r in RATIOS}
     updates = {r: [] for r in RATIOS}
     for round in range(options.rounds + 2):
