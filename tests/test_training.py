@@ -791,3 +791,14 @@ def test_another_error_of_a_step_is_passed_on(describe, monkeypatch):
     monkeypatch.setattr(flipkit.FLIP, "fit", fit)
     with pytest.raises(RuntimeError, match="something else"):
         describe().start()
+
+
+def test_a_run_of_a_plugin_that_is_not_here_is_another_run(describe, tmp_path):
+    describe().start(tmp_path)
+    text = (tmp_path / "run.json").read_text()
+    assert "flipkit>CaptionedShapes" in text
+    gone = text.replace("flipkit>CaptionedShapes", "flipkit_gone>Shapes")
+    (tmp_path / "run.json").write_text(gone)
+    with pytest.raises(ConfigurationError, match="holds another run") as problem:
+        describe().start(tmp_path)
+    assert "flipkit_gone>Shapes" in str(problem.value)

@@ -1,5 +1,6 @@
 """A run's written records: run.json, metrics.jsonl, TensorBoard, progress, and the files at its end."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -53,7 +54,9 @@ class Journal:
             old, new = files.read_json(path)["run"], record["run"]
             differing = _differences(old, new)
             if differing:  # an earlier flipkit may have had fewer settings, or other forms of them
-                differing = _differences(_renewed(old), _renewed(new))
+                # What can't be made here, such as a plugin's object, differs as it is written.
+                with contextlib.suppress(ValueError, TypeError):
+                    differing = _differences(_renewed(old), _renewed(new))
             if differing:
                 shown = "\n  ".join(differing[:10])
                 raise ConfigurationError(
