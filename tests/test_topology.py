@@ -1,5 +1,6 @@
 """Plans ahead: the planned step is the one that `fit` compiles, and what is told about it is right."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -493,14 +494,15 @@ def row(ratio, remat, fits, used, **more):
 def test_what_to_change_comes_from_what_was_measured():
     rows = [row(0.0, "none", False, 140), row(0.0, "block", False, 16), row(0.5, "none", True, 9)]
     (told,) = advice.advice(rows)
-    assert "At mask ratio 0 and batch 65,536, remat=none needs 140.0 of 15.5 GiB." in told
+    assert "Mask ratio 0.0, remat none, batch 65,536 needs 140.0 of 15.5 GiB." in told
     assert "mask ratio 0.5 with remat=none, which fits" in told
     assert "distribution=fully_sharded, which leaves about 0.02 of the 4.00 GiB" in told
     assert "a microbatch" in told
     assert "--largest finds it" in told
     (told,) = advice.advice([rows[0], row(0.0, "block", True, 11)])
     assert told.endswith("remat=block fits, in 11.0 GiB.")
-    assert "32,768 at most" in advice.advice(rows, row(0.0, "none", True, 9, batch_size=32_768))[0]
+    found = [row(0.0, "none", True, 9, batch_size=32_768), None, None]
+    assert "32,768 at most" in advice.advice(rows, found)[0]
     assert advice.advice([rows[2]]) == []
 
 
@@ -533,7 +535,11 @@ def test_results_are_kept_by_program_topology_and_versions(monkeypatch, tmp_path
     assert kept.get(key) is None
     kept.put(key, {"fits": True})
     assert Kept().get(key) == {"fits": True}
-    assert Kept(enabled=False).get(key) is None
+    memory = Kept(on_disk=False)
+    assert memory.get(key) is None
+    memory.put("b", {"fits": False})
+    assert memory.get("b") == {"fits": False}
+    assert Kept().get("b") is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', "\xff"])
@@ -544,10 +550,10 @@ def test_a_broken_file_of_the_cache_is_mentioned_and_made_again(
     kept = Kept()
     kept.put("a", {"fits": True})
     (tmp_path / "plans" / "a.json").write_bytes(content.encode("latin-1"))
-    assert kept.get("a") is None
+    assert Kept().get("a") is None
     assert "made again" in caplog.text
     kept.put("a", {"fits": False})
-    assert kept.get("a") == {"fits": False}
+    assert Kept().get("a") == {"fits": False}
 
 
 def test_a_cache_that_cannot_be_written_is_mentioned(monkeypatch, tmp_path, caplog):
@@ -611,6 +617,8 @@ def command(*arguments):
         (["--topology", "v4:8x16"], "Expected v4 in a shape of 3 numbers"),
         (["--topology", "cpu:2x4"], "Expected cpu in a shape of 1 number,"),
         (["--topology", "v5e:32x32"], "A v5e slice has 256 chips at most"),
+        (["--topology", "v5e:3x5"], "No v5e slice has this shape: expected sides of 1, 2, 4, 8 and so on"),
+        (["--topology", "v5p:2x2x6"], "expected sides of 1, 2 or a multiple of 4"),
         (["--topology", "cpu:4096"], "JAX has started with"),
         (["--topology", "cpu:1", "--phase", "7"], "Expected a phase from 0 to 1"),
         (["--topology", "cpu:1", "--mesh", "4x2"], "Expected a mesh of 1 devices"),
@@ -646,10 +654,13 @@ def test_without_libtpu_the_answer_is_what_to_install(capsys, monkeypatch):
 
 
 def started(*arguments, **options):
+    """A process of `flipkit plan` on a tiny run; other keywords are environment variables."""
     words = [sys.executable, "-m", "flipkit.plan", "flip_vitb", "scale=tiny", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, env={**env, **options}, **pipes)
+    # A process in the background of a shell would ignore Ctrl-C.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(words, env={**env, **options}, preexec_fn=heard, **pipes)
 
 
 def test_a_plan_is_printed_written_drawn_and_kept(tmp_path):
@@ -745,12 +756,3 @@ def test_every_masker_compiles_for_a_tpu(tmp_path, masker):
     _, error = plan.communicate(timeout=500)
     assert plan.returncode == 0, error
     assert json.loads(written.read_text())["rows"][0]["fits"]
-
-
-@pytest.mark.slow
-@needs_libtpu
-def test_an_impossible_slice_is_answered_in_a_sentence():
-    plan = started("--topology", "v5e:3x5")
-    _, error = plan.communicate(timeout=100)
-    assert plan.returncode in (0, 2), error
-    assert "Traceback" not in error

@@ -56,7 +56,7 @@ def plan(run, name: str, options, console) -> int:
     title = f"flipkit plan {name} --topology {where.name}"
     if rows:
         _print(console, rows, [found for found in largest if found], ahead, title)
-    for sentence in advice.advice(rows, next(filter(None, largest), None)):
+    for sentence in advice.advice(rows, largest):
         printing.say(console, sentence)
     if options.json and rows:
         files.write_json(options.json, document(ahead, name, rows, largest))
@@ -183,13 +183,14 @@ def _shown(title, ahead, rows):
 
 def steps_table(rows, ahead, title) -> Table:
     """Returns the table of a step: memory, FLOPs, time, and the whole run."""
-    from flipkit.planning.units import unit_of
+    from flipkit.planning.units import FLOPS, unit_of
 
+    products = unit_of((row["flops_per_device"] for row in rows), FLOPS)
     unit = unit_of(row["memory"]["needed"] or row["memory"]["peak"] for row in rows)
     micro = any(row["microbatch"] for row in rows)
     timed = rows[0]["seconds"]["step"] is not None
     columns = ["mask ratio", "remat", *(["microbatch"] if micro else []), "batch"]
-    columns += ["arguments", "temporaries", f"peak, {unit.name}", "fits", "TFLOPs"]
+    columns += ["arguments", "temporaries", f"peak, {unit.name}", "fits", products.name]
     if timed:
         columns += ["sent MiB", "step s", "pairs/s", "hours", "chip-hours"]
     if ahead.price is not None and timed:
@@ -204,7 +205,7 @@ def steps_table(rows, ahead, title) -> Table:
         cells += [unit.shown(memory["arguments"])]
         cells += ["" if memory["temporaries"] is None else unit.shown(memory["temporaries"])]
         cells += [unit.shown(peak), "yes" if row["fits"] else "no"]
-        cells += [f"{row['flops_per_device'] / 1e12:,.3g}"]
+        cells += [products.shown(row["flops_per_device"])]
         if timed and row["fits"]:
             cells += [f"{row['bytes_sent'] / 2**20:,.0f}", f"{spent['step']:.3g}"]
             cells += [f"{row['pairs_per_second']:,.0f}", f"{row['hours']:,.1f}"]

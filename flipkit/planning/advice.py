@@ -1,15 +1,14 @@
 """What to change where a step does not fit, from the rows that were measured."""
 
 from flipkit.planning.units import unit_of
-from flipkit.planning.variants import REMATS
 
 
-def advice(rows, largest=None) -> list[str]:
+def advice(rows, largest=()) -> list[str]:
     """Returns sentences: for each row that does not fit, how much it needs, and what is known to fit.
 
     Args:
         rows: of `flipkit.planning.Ahead`.
-        largest: the row of the largest batch that fits, if it was searched.
+        largest: for each of them the row of the largest batch that fits, or None; empty if no one asked.
     """
     found = []
     unit = unit_of(row["memory"]["needed"] or row["memory"]["peak"] for row in rows)
@@ -19,17 +18,23 @@ def advice(rows, largest=None) -> list[str]:
     for group in groups.values():
         first = group[0]
         if not first["fits"]:
-            found.append(f"{_needs(first, unit)} {_remedy(first, group, rows, largest, unit)}")
+            own = dict(zip(map(id, rows), largest, strict=False)).get(id(first))
+            found.append(f"{_needs(first, unit)} {_remedy(first, group, rows, own, unit)}")
     return found
 
 
 def _needs(row, unit):
+    settings = {
+        "mask ratio": row["mask_ratio"],
+        "remat": row["remat"],
+        "microbatch": row["microbatch"],
+        "batch": f"{row['batch_size']:,}",
+    }
+    what = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    what = f"{what[0].upper()}{what[1:]}"
     memory = row["memory"]
-    where = "" if row["mask_ratio"] is None else f"At mask ratio {row['mask_ratio']:g} and "
-    what = f"{where}batch {row['batch_size']:,}, remat={row['remat']}" if row["remat"] else where
-    what = what[0].upper() + what[1:] if what else f"Batch {row['batch_size']:,}"
     if memory["needed"] is None:
-        return f"{what} does not fit: {row['problem']}."
+        return f"{what} does not fit: {row['problem']}"
     return (
         f"{what} needs {unit.shown(memory['needed'])} of {unit.shown(memory['limit'])} {unit.name}."
     )
@@ -38,7 +43,7 @@ def _needs(row, unit):
 def _remedy(row, group, rows, largest, unit):
     fitting = [other for other in group if other["fits"]]
     if fitting:
-        best = min(fitting, key=lambda other: REMATS.index(other["remat"]))
+        best = fitting[0]  # the weakest: rows begin with it
         return f"remat={best['remat']} fits, in {unit.shown(best['memory']['peak'])} {unit.name}."
     masked = [
         other

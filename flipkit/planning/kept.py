@@ -17,11 +17,12 @@ class Kept:
     of Keras.
 
     Args:
-        enabled: whether it reads and writes; otherwise it knows nothing.
+        on_disk: whether it reads and writes files; otherwise it knows what it was given.
     """
 
-    def __init__(self, enabled=True):
-        self.folder = process.cache_folder("plans") if enabled else None
+    def __init__(self, on_disk=True):
+        self.folder = process.cache_folder("plans") if on_disk else None
+        self.known: dict[str, dict] = {}
 
     def key(self, text: str, topology: str) -> str:
         """Returns the name of the result of a program.
@@ -37,8 +38,8 @@ class Kept:
     def get(self, key: str) -> dict | None:
         """Returns a result, or None; a file that can't be read is mentioned and taken for none."""
         path = self.folder and self.folder / f"{key}.json"
-        if path is None or not path.exists():
-            return None
+        if key in self.known or path is None or not path.exists():
+            return self.known.get(key)
         try:
             found = files.read_json(path)
             if not isinstance(found, dict) or "fits" not in found:
@@ -50,6 +51,7 @@ class Kept:
 
     def put(self, key: str, result: dict):
         """Keeps a result; a folder that can't be written is mentioned."""
+        self.known[key] = result
         if self.folder is None:
             return
         try:

@@ -125,7 +125,17 @@ def parse(text: str) -> Topology:
             f"A {chip.name} slice has {chip.largest:,} chips at most. Received: topology={text!r}, "
             f"{math.prod(shape):,} chips"
         )
+    if chip.platform == "tpu" and not all(_is_side(side, axes) for side in shape):
+        known = "1, 2, 4, 8 and so on" if axes == 2 else "1, 2 or a multiple of 4"
+        raise ConfigurationError(
+            f"No {chip.name} slice has this shape: expected sides of {known}. Received: topology={text!r}"
+        )
     return Topology(chip, shape)
+
+
+def _is_side(side, axes):
+    """Whether slices of chips with so many axes have a side of so many chips."""
+    return side in (1, 2) or (side % 4 == 0 if axes == 3 else side & (side - 1) == 0)
 
 
 def _chip(kind, known, text):
