@@ -17,12 +17,14 @@ if os.environ.get("JAX_PLATFORMS") == "cpu":
     process.skip_fusion_emitters()  # before JAX starts
 
 # isort: split
+from typing import Any
+
 import jax
 import keras
 import loss
 from beside_open_clip import described, open_clip
 from peer import PeerEnded
-from step_time import REMAT, SIZES, Program, flip
+from step_time import SIZES, Program, flip
 
 from flipkit import files
 from flipkit.layers import kernels
@@ -57,7 +59,7 @@ def flip_vitl(row):
     The recipe itself makes a run, which imports Grain and Orbax: 30 MB of wheels that no step needs.
     """
     pixels, patch, image, text, length, vocab = SIZES[row["size"]]
-    blocks = {"dtype": "mixed_bfloat16", "remat": REMAT["block"]}
+    blocks: dict[str, Any] = {"dtype": "mixed_bfloat16", "remat": "block"}
     return flipkit.FLIP(
         flipkit.ViT(pixels, patch, *image, **blocks),
         flipkit.TextTransformer(vocab, length, *text, **blocks),

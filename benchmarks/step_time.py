@@ -31,20 +31,16 @@ SIZES = {  # image size, patch, (dim, depth, heads) of the image and text towers
 RATIOS = (0.0, 0.5, 0.75)
 
 
-REMAT = {"none": False, "block": True}  # what the towers take for it
-
-
 def flip(size, ratio, dtype, activation="gelu_tanh", impl="auto", remat="none"):
     """A FLIP with the towers that SIZES names.
 
     Args:
         size: key of SIZES.
         ratio: share of patches that training drops.
-        activation, impl: as in `flipkit.ViT`.
-        remat: key of REMAT: what the backward pass computes again.
+        activation, impl, remat: as in `flipkit.ViT`.
     """
     pixels, patch, image, text, length, vocab = SIZES[size]
-    blocks = {"activation": activation, "impl": impl, "remat": REMAT[remat], "dtype": dtype}
+    blocks = {"activation": activation, "impl": impl, "remat": remat, "dtype": dtype}
     return flipkit.FLIP(
         flipkit.ViT(pixels, patch, *image, **blocks),
         flipkit.TextTransformer(vocab, length, *text, **blocks),

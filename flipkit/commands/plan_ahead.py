@@ -27,7 +27,8 @@ def plan(run, name: str, options, console) -> int:
         options: the values of the command's flags, as attributes.
         console: where to print.
     """
-    from flipkit.planning import Ahead, advice, pictures, topology
+    from flipkit.planning import advice, pictures, topology
+    from flipkit.planning.ahead import Ahead
 
     where = topology.parse(options.topology)
     if where.chip.platform == "cpu":

@@ -7,7 +7,7 @@ def advice(rows, largest=()) -> list[str]:
     """Returns sentences: for each row that does not fit, how much it needs, and what is known to fit.
 
     Args:
-        rows: of `flipkit.planning.Ahead`.
+        rows: of `flipkit.planning.ahead.Ahead`.
         largest: for each of them the row of the largest batch that fits, or None; empty if no one asked.
     """
     found = []

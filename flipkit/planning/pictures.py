@@ -11,7 +11,7 @@ def draw(rows, path, *, title) -> pathlib.Path | None:
     """Draws a bar for each row: memory on a device, with the limit, and seconds of a step.
 
     Args:
-        rows: of `flipkit.planning.Ahead`.
+        rows: of `flipkit.planning.ahead.Ahead`.
         title: of the picture.
 
     Returns:
