@@ -1,6 +1,5 @@
 """Plans ahead: the planned step is the one that `fit` compiles, and what is told about it is right."""
 
-import functools
 import importlib.util
 import json
 import os
@@ -9,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import flipkit
 from flipkit import failures, planning, recipe
 from flipkit.commands import shell
 from flipkit.errors import ConfigurationError
-from flipkit.planning import advice, chips, forecast, liveness, pictures, topology
+from flipkit.planning import advice, chips, forecast, liveness, pictures, topology, variants
 from flipkit.planning.ahead import Ahead
 from flipkit.planning.collectives import collectives
 from flipkit.planning.kept import Kept
@@ -233,6 +233,27 @@ def test_a_stronger_remat_is_tried_where_the_runs_own_does_not_fit(run, monkeypa
     assert [row["fits"] for row in ahead.rows([0.5])] == [False, False, True]
     assert seen[0] is None
     assert seen[-1] == "block"
+
+
+def test_a_tower_of_someone_else_may_have_a_switch_for_remat():
+    def with_towers(*remats):
+        towers = {f"tower{i}": types.SimpleNamespace(remat=r) for i, r in enumerate(remats)}
+        model = types.SimpleNamespace(encoders=lambda: towers)
+        phases = [types.SimpleNamespace(pairs=8)]
+        return types.SimpleNamespace(
+            model=model, phases=phases, with_overrides=lambda values: values
+        )
+
+    switched = with_towers(False, "none")
+    assert variants.remat(switched) == "none"
+    assert variants.stronger(switched) == ["block"]
+    told = variants.apply(switched, 0, Variant(remat="block"))
+    assert told == {"model.tower0.remat": True, "model.tower1.remat": "block"}
+    with pytest.raises(ConfigurationError, match="expected remat none or block"):
+        variants.apply(switched, 0, Variant(remat="dots"))
+    assert variants.remat(with_towers("none", "block")) == "mixed"
+    assert variants.stronger(with_towers("dots")) == ["block"]
+    assert variants.stronger(with_towers()) == []
 
 
 def test_a_model_without_masks_or_remat_has_one_row(run):
@@ -653,14 +674,21 @@ def test_without_libtpu_the_answer_is_what_to_install(capsys, monkeypatch):
 # The command line -----------------------------------------------------------------------------
 
 
+# A process in the background of a shell would ignore Ctrl-C, and so would those that it starts.
+START = """
+import signal
+from flipkit.commands import shell
+signal.signal(signal.SIGINT, signal.default_int_handler)
+shell.start("plan")
+"""
+
+
 def started(*arguments, **options):
     """A process of `flipkit plan` on a tiny run; other keywords are environment variables."""
-    words = [sys.executable, "-m", "flipkit.plan", "flip_vitb", "scale=tiny", *map(str, arguments)]
+    words = [sys.executable, "-c", START, "flip_vitb", "scale=tiny", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # A process in the background of a shell would ignore Ctrl-C.
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(words, env={**env, **options}, preexec_fn=heard, **pipes)
+    return subprocess.Popen(words, env={**env, **options}, **pipes)
 
 
 def test_a_plan_is_printed_written_drawn_and_kept(tmp_path):

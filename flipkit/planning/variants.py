@@ -3,9 +3,10 @@
 from typing import Any, NamedTuple
 
 from flipkit.errors import ConfigurationError, nearest
+from flipkit.layers.stack import (
+    REMATS as REMATS,  # from the least to the most that is computed again
+)
 from flipkit.training.phase import model_settings
-
-REMATS = ("none", "dots", "block")  # from the least to the most that is computed again
 
 
 class Variant(NamedTuple):
