@@ -3,7 +3,7 @@
     python benchmarks/compile_time.py                                  # ViT-B/16 and ViT-H/14 of the paper
     python benchmarks/compile_time.py --recipes flip_vitl --remat dots --json found.json
 
-The program is FLIP's whole train step: both towers, the loss, its gradient and AdamW's update. `--gradient`
+The program is the whole train step: both towers, the loss, its gradient and AdamW's update. `--gradient`
 leaves the update out, of which there is one a variable, with a scan or without. Both are traced and
 compiled from shapes, so that no weights are allocated. Temporary memory is XLA's figure for the compiled
 program. Ratios are to the first row.
@@ -14,7 +14,7 @@ import json
 import pathlib
 import time
 
-import flipkit  # first: it chooses Keras's backend
+from flipkit import recipe  # first: it chooses Keras's backend
 
 # isort: split
 import jax
@@ -23,9 +23,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from flipkit import keras_inside, recipe
-from flipkit.encoders import shape_only
 from flipkit.layers.stack import REMATS
+from flipkit.planning.program import batch_shapes, enter
 
 
 def program(name, *, scan, remat, dtype, batch, gradient):
@@ -33,22 +32,10 @@ def program(name, *, scan, remat, dtype, batch, gradient):
     run = recipe.make(recipe.load(name), {"dtype": dtype})
     towers = ("model.image", "model.text")
     settings = {f"{t}.{k}": v for t in towers for k, v in {"scan": scan, "remat": remat}.items()}
-    model = shape_only(run.with_overrides(settings).model)
-    model.compile(flipkit.AdamW(1e-3, weight_decay=0.2))
-    with keras_inside.forgetting_variables(), keras.StatelessScope(initialize_variables=False):
-        model.optimizer.build(model.trainable_variables)
-    parts = (
-        model.trainable_variables,
-        model.non_trainable_variables,
-        model.optimizer.variables,
-        model.metrics_variables,
-    )
+    model, parts, _ = enter(run.with_overrides(settings), 0, None)
     state = tuple([jax.ShapeDtypeStruct(v.shape, v.dtype) for v in part] for part in parts)
-    height, width = model.image.size
-    data = {
-        "image": jax.ShapeDtypeStruct((batch, height, width, 3), "uint8"),
-        "text": jax.ShapeDtypeStruct((batch, model.text.length), "int32"),
-    }
+    shapes = batch_shapes(model, batch)
+    data = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
     def loss_and_gradient(state, data):
         learned, others, optimizer, metrics = state

@@ -27,12 +27,6 @@ HERE = pathlib.Path(__file__).parent
 PEER = HERE.parent / ".venv-peer" / "bin" / "python"
 RATIOS = (0.0, 0.5, 0.75)
 AIM_OF_OPEN_CLIP, AIM_MFU = 1.2, 0.45  # images/s beside open_clip's; at L/16 without masks
-# Dense bfloat16 FLOP/s of a card whose name, as JAX tells it, holds the key.
-PEAKS = {
-    "H100 80GB HBM3": (989e12, "NVIDIA H100 datasheet, SXM: 1,979 with sparsity, half without"),
-    "H200": (989e12, "NVIDIA H200 datasheet: 1,979 with sparsity, half without"),
-    "A100": (312e12, "NVIDIA A100 datasheet"),
-}
 # Seconds left under which a row is not begun.
 NEEDS = {"recipe": 60, "train": 60, "contrastive": 40, "attention": 60, "largest": 60}
 SPARE = 5  # seconds at the end for the table and the plot
@@ -166,16 +160,6 @@ def utilisation(row, peak):
     for found in (row, row.get("open_clip", {})):
         if peak and "rate" in found and "flops" in row:
             found["mfu"] = found["rate"] * row["flops"] / peak
-
-
-def peak_of(device, options):
-    """(FLOP/s of the card, where that is from); (None, why) of a card that PEAKS doesn't have."""
-    if options.peak:
-        return options.peak, "--peak"
-    for name, known in PEAKS.items():
-        if name in device:
-            return known
-    return None, f"PEAKS has no {device}: give --peak"
 
 
 def tables(results):
@@ -356,13 +340,13 @@ def main():
                 found = {"state": "skipped", "reason": reason}
             else:
                 found = measured(row, environment_of(row, options, programs), left)
-            for name in ("device", "versions", "limit"):
+            for name in ("device", "versions", "limit", "card_flops", "card_source"):
                 if name in found:
                     results[name] = found.pop(name)
-            if "device" in results:
-                results["peak"], results["peak_source"] = peak_of(results["device"], options)
+            if options.peak:
+                results |= {"card_flops": options.peak, "card_source": "--peak"}
             results["rows"].append({**row, **found})
-            utilisation(results["rows"][-1], results.get("peak"))
+            utilisation(results["rows"][-1], results.get("card_flops"))
             told = name_of(row), found["state"], found.get("reason")
             print(": ".join(filter(None, told)), flush=True)
             write(options.json, results)
@@ -370,8 +354,9 @@ def main():
         if table.row_count:
             Console(width=150).print(table)
     print(f"Written to {options.json}")
-    if "peak_source" in results:
-        print(f"Peak of the card: {results['peak'] or 'unknown'} ({results['peak_source']})")
+    if "card_source" in results:
+        flops = results["card_flops"] or "unknown"
+        print(f"Peak FLOP/s of the card: {flops} ({results['card_source']})")
     if options.plot:
         draw(results, options.plot)
 

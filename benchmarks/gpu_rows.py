@@ -29,7 +29,7 @@ from step_time import SIZES, Program, flip
 from flipkit import files
 from flipkit.layers import kernels
 from flipkit.losses import blocks
-from flipkit.planning import Towers
+from flipkit.planning import Towers, chips
 
 WARM_UPS = 2  # calls that are not counted
 # Sizes for a CPU, under names of their own; equal, so that the second is compiled already.
@@ -226,7 +226,10 @@ def main():
         files.write_json(path, found)
 
     device = jax.devices()[0]
+    chip = chips.of_kind(device.device_kind)
     note(
+        card_flops=chip and chip.device_flops,
+        card_source=chip.source if chip else f"no table has a {device.device_kind}: give --peak",
         device=device.device_kind,
         limit=(device.memory_stats() or {}).get("bytes_limit"),
         versions={m.__name__: m.__version__ for m in (flipkit, jax, keras)},

@@ -113,7 +113,7 @@ class Distribution(keras.distribution.ModelParallel):
 
     def __init__(self, layout="data_parallel", mesh=None, *, devices=None):
         devices = keras.distribution.list_devices() if devices is None else devices
-        self.layout, self.rules, self.axes = layout, [], {}
+        self.layout, self.rules = layout, []
         shape = mesh_shape(layout, mesh, len(devices))
         mesh = keras.distribution.DeviceMesh(shape, AXES, devices)
         # Keras can split only a tf.data.Dataset over processes; flipkit's feed makes a process's own rows.
@@ -240,7 +240,6 @@ class Distribution(keras.distribution.ModelParallel):
             free = [i for i, a in enumerate(axes) if a is None and shape[i] % self.parts[0] == 0]
             if free:
                 axes[max(free, key=lambda i: shape[i])] = AXES[0]
-        self.axes[path] = tuple(axes)
         return keras.distribution.TensorLayout(axes, self.device_mesh)
 
 

@@ -108,18 +108,19 @@ def gather(value) -> list:
 
 
 def on_first(function: Callable[[], None]):
-    """Calls `function` in the first process; the others wait for it. All raise what it raises."""
+    """Calls `function` in the first process; the others wait. A FlipkitError of it is raised in all."""
+    if count() == 1:
+        function()
+        return
     said = None
     if is_first():
         try:
             function()
         except FlipkitError as problem:
-            if count() == 1:
-                raise
-            said = [type(problem).__name__, str(problem)]
-    told = gather(said)[0]
+            said = str(problem)
+    told, *_ = gather(said)
     if told is not None:
-        raise ConfigurationError(told[1])
+        raise ConfigurationError(told)
 
 
 def whole(value) -> np.ndarray:

@@ -119,13 +119,3 @@ def test_the_search_finds_the_largest_that_fits(module, most):
     assert found <= most
     assert most < 8 or most - found <= max(most / 16, 1)
     assert most >= 8 or found == 0
-
-
-def test_the_peak_is_that_of_the_card(module):
-    gpu = module("gpu")
-    options = type("Options", (), {"peak": None})
-    assert gpu.peak_of("NVIDIA H100 80GB HBM3", options)[0] == 989e12
-    assert gpu.peak_of("NVIDIA A100-SXM4-80GB", options)[0] == 312e12
-    assert gpu.peak_of("NVIDIA H100 PCIe", options)[0] is None
-    options.peak = 1e12
-    assert gpu.peak_of("NVIDIA H200", options) == (1e12, "--peak")

@@ -11,7 +11,7 @@ import pytest
 from flipkit import profiling
 from flipkit.commands import shell
 from flipkit.errors import ConfigurationError
-from flipkit.profiling import peaks, programs, shares
+from flipkit.profiling import programs, shares
 from flipkit.profiling import trace as traces
 from flipkit.profiling.programs import Instruction
 from flipkit.profiling.trace import Operation, Trace
@@ -358,17 +358,3 @@ def test_events_of_a_tpu_are_found_in_its_programs_and_a_loop_is_not_counted_twi
 def test_a_trace_without_operations_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="The trace has no operations"):
         traces.read(written(tmp_path / "x.xplane.pb", ""))
-
-
-@pytest.mark.parametrize(
-    ("kind", "peak"),
-    [
-        ("TPU v5 lite", 197e12),
-        ("TPU v5p", 459e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("cpu", None),
-    ],
-)
-def test_the_peak_of_a_device_is_that_of_its_nearest_name(kind, peak):
-    assert peaks.peak(kind) == peak

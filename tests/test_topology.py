@@ -355,6 +355,24 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 """  # noqa: E501
 
 
+@pytest.mark.parametrize(
+    ("kind", "flops"),
+    [
+        ("TPU v3", 61.5e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 PCIe", None),
+        ("cpu", None),
+    ],
+)
+def test_a_device_has_the_figures_of_its_chip(kind, flops):
+    chip = chips.of_kind(kind)
+    assert (chip and chip.device_flops) == flops
+
+
 def test_collectives_count_once_for_each_time_they_run():
     found = collectives(PROGRAM, 8)
     gathered, reduced = found["all-gather"], found["all-reduce"]
@@ -517,7 +535,11 @@ def test_what_to_change_comes_from_what_was_measured():
     (told,) = advice.advice(rows)
     assert "Mask ratio 0.0, remat none, batch 65,536 needs 140.0 of 15.5 GiB." in told
     assert "mask ratio 0.5 with remat=none, which fits" in told
-    assert "distribution=fully_sharded, which leaves about 0.02 of the 4.00 GiB" in told
+    assert (
+        "distribution=fully_sharded with remat=block, which leaves about 0.02 of the 4.00 GiB"
+        in (told)
+    )
+    assert "fully_sharded" not in advice.advice([rows[0], rows[2]])[0]  # 136 would still not fit
     assert "a microbatch" in told
     assert "--largest finds it" in told
     (told,) = advice.advice([rows[0], row(0.0, "block", True, 11)])
@@ -774,13 +796,25 @@ def test_a_tpu_that_is_not_there_is_planned_for(tmp_path, name, layout):
     assert bool(planned["collectives"]) == (name != "v5e:1x1")
 
 
+OF_TEXTS = (
+    "frequency",
+    "prioritised",
+    "syntax",
+    "truncate",
+    "word_block",
+)  # these mask words alone
+
+
 @pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("masker", [*flipkit.plugins.names("maskers")])
 def test_every_masker_compiles_for_a_tpu(tmp_path, masker):
     written = tmp_path / "plan.json"
+    settings = [f"model.masker={masker}"]
+    if masker in OF_TEXTS:
+        settings = [f"model.text_masker={masker}", "model.text_mask_ratio=0.5"]
     arguments = ["--topology", "v5e:2x2", "--masks", "0.5", "--json", written]
-    plan = started(*arguments, f"model.masker={masker}")
+    plan = started(*arguments, *settings)
     _, error = plan.communicate(timeout=500)
     assert plan.returncode == 0, error
     assert json.loads(written.read_text())["rows"][0]["fits"]

@@ -19,7 +19,7 @@ def free_port() -> int:
 def start(words: list[str], count: int) -> int:
     """Starts `flipkit run` with these words in `count` processes; returns the worst exit code.
 
-    The processes print where this one does; lines of all but the first begin with their number.
+    The processes print where this one does: the first its progress, the others only what goes wrong.
     """
     command = [sys.executable, "-m", "flipkit.run", *words]
     command.append(f"--coordinator=127.0.0.1:{free_port()}")

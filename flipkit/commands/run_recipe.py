@@ -58,12 +58,12 @@ def main(arguments):
         )
     name, *words = words
     function = recipe.load(name)
+    from flipkit import hosts  # imports Keras, too slow for a mistake above
+
     if not _LIST.value and {_HOSTS.value, _HOST.value, _COORDINATOR.value} != {None}:
         count = _count_of_hosts()
         if count and _HOST.value is None:
             return loopback.start(arguments, count)
-        from flipkit import hosts  # imports Keras, too slow for a mistake above
-
         hosts.join(_COORDINATOR.value, count, _HOST.value)
     parts = [word for word in words if _LIST.value and "=" not in word]
     run = recipe.make(function, split_settings(w for w in words if w not in parts))
@@ -74,8 +74,6 @@ def main(arguments):
     path = pathlib.Path(name)
     short = f"{path.parent.name}-again" if path.suffix == ".json" else path.stem
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{short}")
-    from flipkit import hosts
-
     with hosts.together():
         run.count_data()
         if hosts.is_first():

@@ -98,9 +98,7 @@ def _scanned(blocks, step, x, training, remat):
     what it would drop outside of one.
     """
     _check_alike(blocks)
-    last = blocks[
-        -1
-    ]  # stochastic depth is highest here, so that it has every Dropout that a block has
+    last = blocks[-1]  # where stochastic depth is highest: it has every Dropout that a block has
     values, (drops, names, rates) = _stacked(blocks), _dropouts(blocks)
     seed = (current_seed() or last.seed()) if training and drops else None
 

@@ -56,15 +56,26 @@ def _remedy(row, group, rows, largest, unit):
         options.append(
             f"mask ratio {least['mask_ratio']:g} with remat={least['remat']}, which fits"
         )
-    arguments, limit = row["memory"]["arguments"], row["memory"]["limit"]
-    parts = row["mesh"][0]
-    if row["layout"] == "data_parallel" and parts > 1 and arguments > 0.1 * limit:
-        options.append(
-            f"distribution=fully_sharded, which leaves about {unit.shown(arguments / parts)} of "
-            f"the {unit.shown(arguments)} {unit.name} of weights and moments on a device"
-        )
+    options += _sharded(group, unit)
     if row["microbatch"] is None:
         options.append("a microbatch, for one more forward pass")
     size = f", {largest['batch_size']:,} at most" if largest else " (--largest finds it)"
     options.append(f"a smaller batch{size}")
     return f"Try {'; or '.join(options)}."
+
+
+def _sharded(group, unit):
+    """What sharding the weights would leave, if a row of the group would fit with it."""
+    told = [row for row in group if row["memory"]["needed"] and row["layout"] == "data_parallel"]
+    if not told:
+        return []
+    row = min(told, key=lambda row: row["memory"]["needed"])
+    memory, arguments = row["memory"], row["memory"]["arguments"]
+    left = arguments / row["mesh"][0]
+    if memory["needed"] - arguments + left > memory["limit"]:
+        return []
+    remat = f" with remat={row['remat']}" if row["remat"] else ""
+    return [
+        f"distribution=fully_sharded{remat}, which leaves about {unit.shown(left)} of the "
+        f"{unit.shown(arguments)} {unit.name} of weights and moments on a device"
+    ]

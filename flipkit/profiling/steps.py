@@ -6,7 +6,8 @@ import keras
 from flipkit import keras_inside, planning
 from flipkit.errors import ConfigurationError
 from flipkit.layers import Attention
-from flipkit.profiling import peaks, trace
+from flipkit.planning import chips
+from flipkit.profiling import trace
 from flipkit.profiling.shares import SCOPES, shares
 from flipkit.records.journal import Journal
 from flipkit.training.loop import Loop, anew
@@ -57,7 +58,8 @@ def profile(description, folder, first=10, last=15, peak=None) -> dict:
     found = trace.read(file)
     seconds = (found.end - found.begin) / (last - first) / 1e9
     count, kind = len(found.devices), jax.devices()[0].device_kind
-    rate, peak = flops / seconds / count, peak or peaks.peak(kind)
+    rate, chip = flops / seconds / count, chips.of_kind(kind)
+    peak = peak or (chip and chip.device_flops)
     measured = shares(found, towers | SCOPES)
     for operation in measured["operations"]:
         operation["count"] /= (last - first) * count

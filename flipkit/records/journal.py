@@ -23,7 +23,7 @@ NOT_COMPARED = (
     "distribution",
     "mesh",
 )
-NOWHERE_COMPARED = {"microbatch", "remat", "scan"}
+NOWHERE_COMPARED = ("microbatch", "remat", "scan")  # of a phase, and of a tower
 
 
 class Journal:
@@ -251,13 +251,11 @@ def _differences(old, new, path=""):
     if isinstance(old, dict) and isinstance(new, dict):
         lines, both = [], {**old, **new}
         # Variables are named after a layer's role, and a registered class may move to another module.
-        free = (
-            {"name"}
-            if "trainable" in both
-            else {"module"}
-            if both.get("registered_name")
-            else set()
-        ) | NOWHERE_COMPARED
+        free: set[str] = {*NOWHERE_COMPARED}
+        if "trainable" in both:
+            free.add("name")
+        elif both.get("registered_name"):
+            free.add("module")
         for key in both:
             if (path or key not in NOT_COMPARED) and key not in free:
                 below = path if key == "config" else f"{path}.{key}".lstrip(".")
